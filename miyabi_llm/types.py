@@ -162,6 +162,7 @@ class ServeSpec:
     """What to serve and how: everything a backend's pure `plan` may look at.
 
     `files` maps the artifact's file names to paths on disk. `ctx` in tokens, None for the backend's choice.
+    `cache_ram` is what the server may keep of earlier prompts, in MiB, None for the backend's choice.
     """
 
     artifact: Artifact
@@ -174,6 +175,7 @@ class ServeSpec:
     parallel: int | None = None
     key: Secret | None = None
     extra: tuple[str, ...] = ()
+    cache_ram: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
