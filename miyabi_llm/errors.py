@@ -66,6 +66,12 @@ class NetworkError(MiyabiError):
     code = "network"
 
 
+class AnswerCut(NetworkError):
+    """An answer ended before its end: what came is not the whole."""
+
+    code = "answer-cut"
+
+
 class Corrupt(MiyabiError):
     """Bytes are not what their hash, size or header says."""
 
