@@ -100,7 +100,7 @@ def _parse(text: str) -> ModelRef:
     if text.startswith(("https://", "http://")):
         return _parse_url(text)
     if text.startswith(("/", "./", "../", "~")) or (text.endswith(".gguf") and ":" not in text):
-        return ModelRef("file", text)
+        return _parse_file(text)
     for alias in ("huggingface.co/", "hf.co/"):
         if text.startswith(alias):
             return _parse_hf(text.removeprefix(alias))
@@ -118,7 +118,7 @@ def _parse(text: str) -> ModelRef:
                 return _parse_pypi(rest)
             case "https":
                 return _parse_url("https://" + rest)
-    if colon and "://" in text:
+    if colon and "/" in rest and not any(c in head for c in "/@"):
         raise BadUsage(f"unknown scheme {head!r} in {text!r}", hint=_HINT)
     return _parse_tagged("catalog", text)
 
