@@ -69,7 +69,8 @@ def pull(
         try:
             source = open_origin(origin, settings, options.open_source)
             listing = offer(origin, wanted, source)
-            return _Pull(wanted, str(origin), store, settings, on_event).run(listing, source, options)
+            with store.using():  # no removal takes what this pull counts on
+                return _Pull(wanted, str(origin), store, settings, on_event).run(listing, source, options)
         except (BadUsage, MachineLimit):
             raise
         except MiyabiError as e:
@@ -79,7 +80,8 @@ def pull(
         except OSError as e:
             raise _explained(e) from e
         except KeyboardInterrupt:
-            on_event(Event("warning", str(wanted.ref), f"interrupted; `miyabi-llm pull {wanted.asked}` continues"))
+            what = f"interrupted; what has arrived is kept, `miyabi-llm pull {wanted.asked}` continues"
+            on_event(Event("warning", str(wanted.ref), what))
             raise
     raise _all_failed(wanted, failed)
 
@@ -183,13 +185,18 @@ class _Pull:
 
     def _fetch(self, file: RemoteFile, source: Source, *, again: bool) -> StoredFile:
         self._say("phase", f"{file.name} from {self.origin}")
-        with self.store.part(self._key(file), file.size) as part:
-            if file.sha256 and self.store.has(file.sha256, file.size):
-                return self._stored(file.name, file.sha256)  # another process brought it while we waited
+        told: list[str] = []
+
+        def wait() -> None:
+            if not told:
+                told.append(file.name)
+                self._say("phase", f"another pull is bringing {file.name}; waiting for it")
+
+        with self.store.part(self._key(file), file.size, on_wait=wait) as part:
             if again:
                 part.reset(None, file.size)
-            source.fetch(file, part, self.on_event)
-            self.on_event(Event("phase", file.name, "checking its sha256"))
+            if not part.present:  # another process may have brought it while we waited
+                source.fetch(file, part, self.on_event)
             blob = part.commit(file.sha256, file.size)
         return StoredFile(file.name, blob.sha256, blob.size)
 

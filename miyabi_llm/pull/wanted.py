@@ -96,7 +96,7 @@ def offer(origin: Origin, wanted: Wanted, source: Source) -> Listing:
     """
     if isinstance(origin, Packages):
         assert wanted.entry is not None, "only the catalog has packages"
-        resolved = ModelRef.parse("pypi:" + origin.members[0].partition("!")[0])
+        resolved = ModelRef.parse("pypi:" + origin.members[0].rpartition("!")[0])
         return Listing(wanted.ref, resolved, wanted.entry.format, (wanted.entry.remote(origin),))
     listing = source.list(origin)
     if wanted.pin is None:

