@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart", "Doctor, install, pull, serve and review a small diff: the whole road, measured."),
     "pull": ("pull", "Bring a model here, verified."),
-    "resolve": ("resolve", "Say what a name means, without downloading."),
+    "resolve": ("pull", "Say what a name means, without downloading."),
     "list": ("models", "List the models in the store."),
     "show": ("models", "Show a model's header and its card."),
     "verify": ("models", "Hash a model's bytes again and compare."),

@@ -37,7 +37,8 @@ MODEL_SUFFIXES = (".gguf", ".safetensors")
 _PIP = """
 import os, runpy, sys, threading
 def end_with_parent():
-    sys.stdin.buffer.read()
+    while os.read(0, 1):
+        pass
     os._exit(1)
 threading.Thread(target=end_with_parent, daemon=True).start()
 sys.argv[0] = "pip"
@@ -106,8 +107,12 @@ class PypiSource:
         missing = [m for m in members if not _covered(m, done)]
         written = total - sum(m.size for m in missing)
 
+        most = 0
+
         def say(fresh: int, message: str) -> None:
-            on_event(Event("progress", file.name, message, done=min(written + fresh, total), total=total, unit="bytes"))
+            nonlocal most
+            most = max(most, min(written + fresh, total))
+            on_event(Event("progress", file.name, message, done=most, total=total, unit="bytes"))
 
         def watch(folder: Path, batch: Sequence[Member]) -> None:
             names = batch[0].requirement if len(batch) == 1 else f"{len(batch)} packages"
