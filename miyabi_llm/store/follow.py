@@ -38,6 +38,7 @@ class Follower:
         self._stopped = False
         self._hash, self._hashed, self._reading = hashlib.sha256(), 0, 0
         self._stale = False  # bytes that are in the hash were written again
+        self._redone = Ranges()  # written again since the last look at what to sync
 
     @property
     def written(self) -> Ranges:
@@ -53,6 +54,7 @@ class Follower:
             if self._written.meets(start, end):
                 self._written.discard(start, end)
                 self._durable.discard(start, end)
+                self._redone.add(start, end)
                 self._stale = self._stale or start < self._reading
 
     def after(self, start: int, end: int) -> None:
@@ -74,21 +76,26 @@ class Follower:
             thread.join()
 
     def sync(self) -> None:
-        """Make everything durable, from the calling thread, and save it. Raises OSError."""
-        with self._cond:
-            durable = self._written.copy()
+        """Make everything durable, from the calling thread, and save it. Raises OSError, MiyabiError.
+
+        Not after a failed sync: the kernel reports lost bytes once, and a second sync would seem to succeed.
+        """
+        self.stop()
+        if self._error is not None:
+            raise self._error
         self._fs.fdatasync(self._fd)
-        with self._cond:
-            self._durable = durable
-            self._pending = 0
-        self._save(durable)
+        self._save(self._written.copy())
 
     def finish(self) -> tuple[Digest, int]:
         """Stop, sync all, and return the sha256 and the length of what is on disk. Raises OSError, MiyabiError."""
         self.stop()
         if self._error is not None:
             raise self._error
-        self._fs.fsync(self._fd)
+        try:
+            self._fs.fsync(self._fd)
+        except OSError as e:
+            self._error = explain(e, self._path)
+            raise
         if self._stale:
             self._hash, self._hashed = hashlib.sha256(), 0
         end = self._fs.fstat(self._fd).st_size
@@ -122,19 +129,14 @@ class Follower:
                 if not self._pending:
                     continue
                 durable = self._written.copy()
-                self._pending = 0
+                self._pending, self._redone = 0, Ranges()
             self._fs.fdatasync(self._fd)
             with self._cond:
-                # What was taken out meanwhile is being written again: it is not durable.
-                for start, end in durable.pairs():
-                    if not self._covers(start, end):
-                        durable.discard(start, end)
+                for start, end in self._redone.pairs():
+                    durable.discard(start, end)
                 self._durable = durable
                 self._cond.notify_all()
             self._save(durable)
-
-    def _covers(self, start: int, end: int) -> bool:
-        return any(a <= start and end <= b for a, b in self._written.pairs())
 
     def _follow(self) -> None:
         """Hash the durable prefix as it grows."""

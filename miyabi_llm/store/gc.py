@@ -103,9 +103,12 @@ class Collector:
 
     def _views(self) -> Iterator[Removal]:
         keys = {views.key(a) for a in self.needs.models}
+        held, unreadable = self.held()
+        if self.needs.unreadable or unreadable or held - self.needs.blobs:
+            return  # a server may use a view whose model was replaced since
         for name in self.fs.names(self.layout.views):
             path = self.layout.views / name
-            if name not in keys and not self.needs.unreadable and self._age(path) >= YOUNG:
+            if name not in keys and self._age(path) >= YOUNG:
                 yield Removal(path, 0, "view", "its model is gone")
 
     def _leases(self) -> Iterator[Removal]:

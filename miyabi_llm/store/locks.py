@@ -13,6 +13,9 @@ from pathlib import Path
 from miyabi_llm.store.fs import Fs, open_regular, quietly_unlink
 
 OnWait = Callable[[], None]
+_REMOTE = {
+    "nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "9p", "afs", "orangefs",
+}  # fmt: skip
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
@@ -96,11 +99,31 @@ def _is_at(fs: Fs, fd: int, path: Path) -> bool:
 
 
 def _excludes(fs: Fs, path: Path, *, exclusive: bool) -> bool:
-    """The self-test: while we hold the lock, a second open file must not get it. Shared locks are not tested."""
+    """The self-test: while we hold the lock, a second open file must not get it. Shared locks are not tested.
+
+    A filesystem that other machines write to fails it: its locks may be known on this machine only.
+    """
     if not exclusive:
         return True
+    if is_remote(fs.lstat(path).st_dev):
+        return False
     fd = open_regular(fs, path, os.O_RDWR)
     try:
         return _try(fs, fd, exclusive=True) is False
     finally:
         fs.close(fd)
+
+
+def is_remote(device: int, mounts: Path = Path("/proc/self/mountinfo")) -> bool:
+    """Whether the filesystem with this device number is one that other machines may write to."""
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    for line in lines:  # "36 35 98:0 /root /mnt rw,noatime shared:1 - ext4 /dev/sda1 rw"
+        left, _, right = line.partition(" - ")
+        if left.split(" ")[2:3] == [wanted]:
+            kind = right.split(" ")[0]
+            return kind in _REMOTE or kind.startswith("fuse.")
+    return False

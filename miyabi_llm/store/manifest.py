@@ -23,7 +23,7 @@ def save(fs: Fs, path: Path, artifact: Artifact) -> None:
     """Write a model's manifest, atomically and durably. Raises BadUsage, Unsafe, MiyabiError."""
     data = encode(artifact)
     decode(data)  # what we could not read back must not be written
-    with explained(path):
+    with explained(path, need=len(data)):
         is_regular(fs, path)
         sweep(fs, path)
         write_atomic(fs, path, data)
@@ -32,15 +32,15 @@ def save(fs: Fs, path: Path, artifact: Artifact) -> None:
 def load(fs: Fs, path: Path) -> Artifact:
     """Read a manifest. Raises FileNotFoundError, Unsafe on a planted link, Corrupt on anything not as written."""
     try:
-        artifact = decode(read_small(fs, path, LIMIT))
-    except (ValueError, KeyError, TypeError, RecursionError, BadUsage, Unsafe) as e:
-        if isinstance(e, Unsafe) and is_regular(fs, path) is None:
-            raise
-        raise Corrupt(f"{path}: not a model's manifest: {e}", hint="Pull the model again.", path=str(path)) from e
+        data = read_small(fs, path, LIMIT)
     except FileNotFoundError:
         raise
-    except OSError as e:
-        raise Corrupt(f"{path}: {e.strerror}", hint="Check the disk, then pull the model again.", path=str(path)) from e
+    except (OSError, ValueError) as e:
+        raise Corrupt(f"{path}: {e}", hint="Check the disk, then pull the model again.", path=str(path)) from e
+    try:
+        artifact = decode(data)
+    except (ValueError, KeyError, TypeError, RecursionError, BadUsage, Unsafe) as e:
+        raise Corrupt(f"{path}: not a model's manifest: {e}", hint="Pull the model again.", path=str(path)) from e
     if path.stem != hashlib.sha256(str(artifact.ref).encode()).hexdigest():
         raise Corrupt(f"{path} names {artifact.ref}, whose manifest has another place", hint="Pull the model again.")
     return artifact

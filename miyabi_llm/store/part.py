@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +42,7 @@ class Part:
     def __init__(self, blobs: Blobs, files: PartFiles, size: int | None, *, key: str, step: int = STEP) -> None:
         self._fs: Fs = blobs.fs
         self._blobs, self._files, self._key, self._step = blobs, files, key, step
-        self._size = size
+        self._declared = self._size = size
         self._validator: str | None = None
         self._fd = -1
         self._present: StoredBlob | None = None
@@ -50,6 +51,8 @@ class Part:
         if found is not None and size in (None, found):
             self._present = StoredBlob(Digest(key), found)
             self._size = found
+            if files.resumable:
+                tidy(self._fs, files)
         else:
             with explained(files.data, need=size):
                 self._open()
@@ -82,7 +85,7 @@ class Part:
             return
         with explained(self._files.data, need=size):
             untouched = self._fs.fstat(self._fd).st_size == 0
-            self._validator, self._size = validator, size if size is not None else self._size
+            self._validator, self._size = validator, size if size is not None else self._declared
             if not untouched or self._files.resumable:
                 self._close()
                 self._record(Ranges(), durable_now=True)  # first: the old bytes must never count as the new file's
@@ -132,7 +135,7 @@ class Part:
             self._blobs.publish(self._files.data, self._fd, found)
             self._fs.close(self._fd)
             self._fd, self._present, self._key = -1, found, found.sha256
-            self._fs.unlink(self._files.journal) if self._files.resumable else None
+            quietly_unlink(self._fs, self._files.journal)
         return found
 
     def close(self) -> None:
@@ -140,12 +143,10 @@ class Part:
         if self._fd < 0:
             return
         if self._files.resumable:
-            self._follower.stop()
-            try:
+            # When it fails the journal stays as it was: it claims less, and is right.
+            with suppress(OSError, MiyabiError):
                 if self._follower.written.total:
                     self._follower.sync()
-            except (OSError, MiyabiError):
-                pass  # the journal stays as it was: it claims less, and is right
         self._close()
         if not self._files.resumable or not self._follower.written.total:
             quietly_unlink(self._fs, self._files.journal)
@@ -201,6 +202,12 @@ class Part:
         if self._fd >= 0:
             self._fs.close(self._fd)
             self._fd = -1
+
+
+def tidy(fs: Fs, files: PartFiles) -> None:
+    """Remove what a part left whose blob is in the store. The caller holds the part's lock."""
+    for path in (files.data, files.journal, files.journal.with_name(files.journal.name + ".tmp")):
+        quietly_unlink(fs, path)
 
 
 def _fits(known: journal.Journal, size: int | None, on_disk: int | None) -> bool:

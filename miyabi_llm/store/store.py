@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from miyabi_llm.errors import Corrupt, MiyabiError, ModelMissing
@@ -17,7 +17,7 @@ from miyabi_llm.store.fs import Fs, explained, is_regular, nonce, open_regular, 
 from miyabi_llm.store.layout import Layout
 from miyabi_llm.store.leases import Lease
 from miyabi_llm.store.locks import OnWait
-from miyabi_llm.store.part import Part, PartFiles
+from miyabi_llm.store.part import Part, PartFiles, tidy
 from miyabi_llm.store.values import FileCheck, Pruned, Removed, StoredBlob, Usage
 from miyabi_llm.types import Artifact, Finding, OnEvent, silent
 
@@ -35,6 +35,8 @@ class Store:
 
     `step` is how many bytes of a download are made durable at a time; `clock` gives the time in seconds.
     """
+
+    part_type: type[Part] = Part
 
     def __init__(
         self, root: Path, fs: Fs | None = None, *, step: int = STEP, clock: Callable[[], float] = time.time
@@ -90,11 +92,12 @@ class Store:
 
     def has(self, sha256: str, size: int | None = None) -> bool:
         """Whether the blob is here (with `size` bytes). A yes keeps it from `prune` for an hour."""
-        if not self._check() or not self.blobs.has(sha256, size):
+        self._check()
+        if not self.blobs.has(sha256, size):
             return False
         path = self.blob(sha256)
-        with explained(path):
-            if abs(self._clock() - self.fs.lstat(path).st_mtime) > FRESH and os.access(self.layout.blobs, os.W_OK):
+        with suppress(OSError):  # a store that cannot be written cannot be pruned
+            if abs(self._clock() - self.fs.lstat(path).st_mtime) > FRESH:
                 self.fs.touch(path)
         return True
 
@@ -139,10 +142,9 @@ class Store:
             with explained(path):
                 lock = locks.take(self.fs, path, exclusive=True, on_wait=on_wait)
             assert lock is not None
-            stem = key if lock.trusted else f"{key}.{nonce()}"
-            files = PartFiles(self.layout.parts / f"{stem}.part", self.layout.parts / f"{stem}.json", lock.trusted)
+            files = self._part_files(key if lock.trusted else f"{key}.{nonce()}", resumable=lock.trusted)
             try:
-                part = Part(self.blobs, files, size, key=key, step=self._step)
+                part = self.part_type(self.blobs, files, size, key=key, step=self._step)
                 try:
                     yield part
                 finally:
@@ -168,15 +170,13 @@ class Store:
 
         with self.using():
             target = self.scratch()
-            with explained(path):
+            try:
                 try:
                     how: str = share(path, target, symlink=False)
-                except OSError:
+                except OSError:  # cannot be shared; if it cannot be read either, the copy says so
                     quietly_unlink(self.fs, target)
+                    _copy(path, target)
                     how = "copy"
-            try:
-                if how == "copy":
-                    _copy(self.fs, path, target, need=self.free_bytes)
                 with explained(target):
                     fd = open_regular(self.fs, target, os.O_RDONLY)
                     try:
@@ -196,6 +196,8 @@ class Store:
             wrong = self._damage(artifact)
             if wrong:
                 raise Corrupt(f"{artifact.ref} cannot be published: {wrong}", hint="Pull it again.")
+            for file in artifact.files:
+                self._tidy(file.sha256)
             manifest.save(self.fs, self.layout.manifest(artifact.ref), artifact)
 
     # -- bytes are used
@@ -280,6 +282,21 @@ class Store:
 
     # -- within
 
+    def _part_files(self, stem: str, *, resumable: bool) -> PartFiles:
+        return PartFiles(self.layout.parts / f"{stem}.part", self.layout.parts / f"{stem}.json", resumable)
+
+    def _tidy(self, sha256: Digest) -> None:
+        """Remove what a pull left in parts/ that was killed just after it had published this blob."""
+        path = self.layout.parts / f"{sha256}.lock"
+        files = self._part_files(sha256, resumable=True)
+        with suppress(OSError):
+            if any(os.path.lexists(p) for p in (path, files.data, files.journal)):
+                lock = locks.take(self.fs, path, exclusive=True, timeout=0)
+                if lock is not None:
+                    if lock.trusted:
+                        tidy(self.fs, files)
+                    lock.release(remove=True)
+
     def _check(self) -> bool:
         with explained(self.root):
             return layout.check(self.fs, self.layout)
@@ -317,10 +334,11 @@ class Store:
         return gc.Needs(tuple(a for a, _ in models), len(corrupt))
 
 
-def _copy(fs: Fs, source: Path, target: Path, *, need: Callable[[], int]) -> None:
-    """Copy bytes to a new file; the caller hashes and syncs the copy."""
+def _copy(source: Path, target: Path) -> None:
+    """Copy bytes to a new file; the caller hashes and syncs the copy. Raises DiskFull, MiyabiError."""
     import shutil
 
-    size = os.stat(source).st_size
-    with explained(target, need=max(size - need(), 0)):
+    with explained(source):
+        size = os.stat(source).st_size
+    with explained(target, need=size):
         shutil.copyfile(source, target)
