@@ -44,7 +44,10 @@ class Source(Protocol):
     def scheme(self) -> str: ...
 
     def list(self, ref: ModelRef) -> Listing:
-        """The files behind `ref` at a fixed revision. Raises ModelMissing, AccessDenied, NetworkError, Unsafe, BadUsage."""
+        """The files behind `ref` at a fixed revision.
+
+        Raises ModelMissing, AccessDenied, NetworkError, Unsafe (only files that run code), BadUsage (which file?).
+        """
 
     def fetch(self, file: RemoteFile, part: Part, on_event: OnEvent) -> None:
         """Write the bytes of `file` into `part`. Raises NetworkError, AccessDenied, ModelMissing, Corrupt, DiskFull."""
