@@ -81,7 +81,7 @@ def test_wrong_bytes_of_the_right_size_and_name_are_not_taken(place, settings: S
 
 @pytest.mark.parametrize("name", ["../tiny.gguf", "/etc/passwd", "a//b", "", "."])
 def test_a_hostile_name_finds_nothing(name: str, settings: Settings, tmp_path: Path) -> None:
-    path, sha256, size = gguf_file(_studio(settings, ""))
+    path, _, size = gguf_file(_studio(settings, ""))
     gguf_file(path.parent.parent / "tiny.gguf")
     assert list(adopt.candidates(Digest("1" * 64), size, name, settings)) == []
 
@@ -127,7 +127,7 @@ def test_take_goes_on_to_the_next_candidate(settings: Settings, tmp_path: Path) 
 
 
 def test_share_leaves_the_owners_file_as_it_is(tmp_path: Path) -> None:
-    path, _, size = gguf_file(tmp_path / "theirs")
+    path, _, _ = gguf_file(tmp_path / "theirs")
     path.chmod(0o640)
     how = adopt.share(path, tmp_path / "ours")
     assert (tmp_path / "ours").read_bytes() == path.read_bytes()
@@ -270,5 +270,5 @@ def test_a_folder_of_another_user_is_named(settings: Settings, tmp_path: Path) -
     root = settings.user_home / ".ollama/models"
     root.mkdir(parents=True)
     root.chmod(0o500)
-    with pytest.raises(AccessDenied, match="another user|denied"):
+    with pytest.raises(AccessDenied, match="denied"):
         link.link("ollama", artifact("hf:Pub/R", path, sha256, name="a.gguf"), {"a.gguf": path}, settings)
