@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from miyabi_llm.chat.budget import Budget, check, estimate, judge, size_of, was_cut
+from miyabi_llm.chat.budget import Budget, check, context_for, estimate, judge, size_of, was_cut
 from miyabi_llm.chat.options import ChatOptions
 from miyabi_llm.chat.session import Session, load, loads, save
 from miyabi_llm.chat.text import clean, read_text, with_context
@@ -21,6 +21,7 @@ __all__ = [
     "ask",
     "check",
     "clean",
+    "context_for",
     "estimate",
     "judge",
     "load",

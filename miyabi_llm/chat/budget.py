@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from miyabi_llm.client import Client
 
 NEAR = 0.9  # of the context: from here on we warn
+USUAL = 4096  # tokens of context that every backend gives without being asked
+ANSWER = 1024  # tokens to keep for an answer of unknown length
 ROOM = 256  # tokens an answer should have left, else we warn
 BYTES_PER_TOKEN = 3  # a cautious guess for code and prose alike, used only where the server cannot count
 SURELY = 8  # bytes per token, more than tokenizers reach on real text: a prompt above context * SURELY cannot fit
@@ -80,6 +82,17 @@ def was_cut(budget: Budget, size: int, usage: Usage | None) -> str | None:
         return None
     sent = f"{budget.prompt:,}" if budget.exact else f"at least {least:,}"
     return f"the server read {seen:,} prompt tokens of {sent}: it has cut the prompt"
+
+
+def context_for(messages: tuple[Message, ...], max_tokens: int | None, most: int | None) -> int | None:
+    """The context to serve with so that `messages` fit: None where any usual default will do.
+
+    `most` is what the model was trained for; asking beyond it would only give worse answers.
+    """
+    wanted = estimate(messages) + (max_tokens or ANSWER)
+    if wanted <= USUAL:
+        return None
+    return _round_up(wanted) if most is None else min(_round_up(wanted), most)
 
 
 def estimate(messages: tuple[Message, ...]) -> int:

@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ class Session:
     """A conversation: the model's name, how it answers, its instructions, the turns so far. Operations copy."""
 
     model: str
-    options: ChatOptions = ChatOptions()
+    options: ChatOptions = field(default_factory=ChatOptions)
     system: str | None = None
     turns: tuple[Message, ...] = ()
 

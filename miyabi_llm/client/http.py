@@ -14,7 +14,7 @@ import httpx
 from miyabi_llm.client.failures import refusal, unreachable
 from miyabi_llm.client.sse import LIMIT, SseParser
 from miyabi_llm.client.values import Delta, Message, read_chunk, read_json, stream_error
-from miyabi_llm.errors import AnswerCut, MiyabiError, NetworkError
+from miyabi_llm.errors import AnswerCut, BadUsage, MiyabiError, NetworkError
 from miyabi_llm.types import Endpoint
 
 Kind = Literal["llama.cpp", "vllm", "ollama", "other"]
@@ -189,6 +189,22 @@ class Client:
             yield
         except httpx.HTTPError as e:
             raise unreachable(self.endpoint, _why(e)) from e
+
+
+def base_url(text: str) -> str:
+    """A server's address as a person types it, without a trailing `/` or `/v1`. Raises BadUsage."""
+    hint = "Addresses look like http://127.0.0.1:8080 or https://HOST/v1."
+    try:
+        parts = urlsplit(text.strip())
+        parts.port  # noqa: B018 - raises on a port that is none
+    except ValueError as e:
+        raise BadUsage(f"not an address: {text[:200]!r}: {e}", hint=hint) from e
+    if parts.scheme not in ("http", "https") or not parts.hostname or any(c.isspace() for c in text.strip()):
+        raise BadUsage(f"not an address: {text[:200]!r}", hint=hint)
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise BadUsage("an address holds no key, query or fragment", hint="Name the key's variable with --key-env.")
+    path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
+    return f"{parts.scheme}://{parts.netloc}{path}"
 
 
 def is_local(url: str) -> bool:
