@@ -18,6 +18,7 @@ MIB: Final = 1 << 20
 RUNTIME: Final = 70 * MIB  # vocabulary, graphs and libraries of llama-server, measured: 55 MiB anonymous, 15 mapped
 CTX_STEP: Final = 256  # llama.cpp pads a context to this many tokens
 UBATCH: Final = 512  # llama.cpp's default `--ubatch-size`
+MAX_LAYERS: Final = 512  # LLAMA_MAX_LAYERS
 AUTO_SLOTS: Final = 4  # llama-server: "n_parallel is set to auto, using n_parallel = 4 and kv_unified = true"
 
 # cache type -> (elements per block, bytes per block)
@@ -160,7 +161,7 @@ def _repackable(t: TensorInfo, flags: Collection[str]) -> bool:
 
 
 def _layers(header: Header) -> list[_Layer]:
-    count = (header.layers or 0) - (header.number("{arch}.nextn_predict_layers") or 0)
+    count = min((header.layers or 0) - (header.number("{arch}.nextn_predict_layers") or 0), MAX_LAYERS)
     heads = header.numbers("{arch}.attention.head_count")
     kv_heads = header.numbers("{arch}.attention.head_count_kv") or heads
     embedding = header.number("{arch}.embedding_length") or 0
@@ -175,7 +176,7 @@ def _layers(header: Header) -> list[_Layer]:
     own = count - _shared(header)
     windows = _windows(header, count)
     layers = []
-    for i in range(min(count, 4096)):
+    for i in range(count):
         n = kv_heads[i] if len(kv_heads) > i else kv_heads[0] if len(kv_heads) == 1 else 0
         recurrent = n == 0 or (i + 1) % interval != 0
         if recurrent or i >= own:

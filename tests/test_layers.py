@@ -17,6 +17,7 @@ RANKS: dict[str, int] = {
     "miyabi_llm.ggml": 0,
     "miyabi_llm.gguf": 0,
     "miyabi_llm.memory": 0,
+    "miyabi_llm.shards": 0,
     "miyabi_llm.safetensors": 0,
     "miyabi_llm.config": 1,
     "miyabi_llm.catalog": 1,
