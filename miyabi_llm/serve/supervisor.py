@@ -1,0 +1,160 @@
+"""One server, kept alive: started, proven, watched, restarted when it dies or wedges, given up when it keeps dying."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from miyabi_llm.errors import MiyabiError, ServerFailed
+from miyabi_llm.proc import Child, launch, ports
+from miyabi_llm.serve.failure import explain
+from miyabi_llm.serve.ready import Stopped, port_of, wait_ready
+from miyabi_llm.serve.values import Limits, State
+from miyabi_llm.serve.watchdog import Watchdog
+from miyabi_llm.types import Event, LaunchPlan, OnEvent
+
+POLL = 0.25  # seconds between looks at a running server
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How the server stands now, for the state file."""
+
+    state: State
+    pid: int = 0
+    nonce: str = ""
+    restarts: int = 0
+    error: str | None = None
+
+
+class Supervisor:
+    """Guards one server. `start` it, wait on `ended`, look at `failure`, `stop` it.
+
+    `notify` is told every change of status, from whichever thread makes it.
+    """
+
+    def __init__(
+        self,
+        plan: LaunchPlan,
+        env: Mapping[str, str],
+        log: Path,
+        limits: Limits,
+        on_event: OnEvent,
+        notify: Callable[[Status], None],
+    ) -> None:
+        self._plan, self._env, self._log, self._limits = plan, env, log, limits
+        self._on_event, self._notify = on_event, notify
+        self._status = Status("loading")
+        self._child: Child | None = None
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()  # so that no launch slips in behind a stop
+        self._thread: threading.Thread | None = None
+        self._deaths: deque[float] = deque()
+        self.ended = threading.Event()
+        self.failure: MiyabiError | None = None
+
+    def start(self) -> float:
+        """Start the server and wait until it is ready; returns the seconds it took. Raises what `wait_ready` raises."""
+        took = self._bring_up("loading")
+        self._thread = threading.Thread(target=self._watch, name=f"watch {self._plan.endpoint.model}", daemon=True)
+        self._thread.start()
+        return took
+
+    def stop(self, grace: float | None = None) -> None:
+        """End the server and all it started, after at most `grace` seconds; returns when they are gone."""
+        self._stopping.set()
+        with self._lock:
+            child = self._child
+        if child is not None:
+            child.stop(self._limits.grace_s if grace is None else grace)
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        self.ended.set()
+
+    def cancel(self) -> None:
+        """Make a `start` in another frame or thread give up. Safe in a signal handler."""
+        self._stopping.set()
+
+    def _bring_up(self, state: State) -> float:
+        host, port = _address(self._plan), port_of(self._plan)
+        ports.refuse_busy(host, port)
+        with self._lock:
+            if self._stopping.is_set():
+                raise Stopped(f"{self._plan.endpoint.model}: stopped before it was started")
+            assert self._plan.argv is not None
+            child = launch(self._plan.argv, self._env, self._plan.env, self._log, limit=self._limits.log_bytes)
+            self._child = child
+        self._say(state=state, nonce=child.nonce)
+        try:
+            took = wait_ready(child, self._plan, self._limits, self._on_event, self._stopping)
+        except BaseException:  # Ctrl-C too: whatever ends the wait, the child ends first
+            child.stop(min(1.0, self._limits.grace_s))
+            raise
+        self._say(state="ready", pid=child.pid, error=None)
+        return took
+
+    def _watch(self) -> None:
+        with Watchdog(self._plan, self._limits) as dog:
+            while (child := self._child) is not None and not self._stopping.is_set():
+                ended = child.wait(POLL)
+                if self._stopping.is_set():
+                    break
+                reason: MiyabiError | None = None
+                if ended is not None:
+                    child.stop(1.0)  # collect what it left behind
+                    reason = explain(self._plan, ended, child.tail(), ready=True)
+                elif why := dog.wedged(child):
+                    child.kill()
+                    reason = ServerFailed(f"{self._plan.endpoint.model}: {self._plan.backend} is wedged: {why}")
+                if reason is not None and not self._stopping.is_set():
+                    if not self._restart(reason):
+                        break
+                    dog.reset()
+        self.ended.set()
+
+    def _restart(self, reason: MiyabiError) -> bool:
+        """Bring the server up again, waiting longer each time. False when it is given up or asked to stop."""
+        while not self._stopping.is_set():
+            now = time.monotonic()
+            self._deaths.append(now)
+            while now - self._deaths[0] > self._limits.crash_window_s:
+                self._deaths.popleft()
+            self._say(restarts=self._status.restarts + 1, state="restarting", pid=0, error=reason.message)
+            if len(self._deaths) >= self._limits.crashes:
+                self._give_up(reason)
+                return False
+            pause = min(self._limits.backoff_limit_s, self._limits.backoff_s * 2 ** (len(self._deaths) - 1))
+            self._on_event(Event("warning", "restart", f"{reason.message}\nrestarting in {pause:g} s"))
+            if self._stopping.wait(pause):
+                return False
+            try:
+                self._bring_up("restarting")
+            except Stopped:
+                return False
+            except MiyabiError as e:
+                reason = e
+            else:
+                self._on_event(Event("phase", "restarted", self._plan.endpoint.model))
+                return True
+        return False
+
+    def _give_up(self, reason: MiyabiError) -> None:
+        count, minutes = len(self._deaths), self._limits.crash_window_s / 60
+        message = f"given up after {count} deaths in {minutes:g} min; the last: {reason.message}"
+        self.failure = ServerFailed(message, hint=reason.hint, **reason.details)
+        self._say(state="dead", nonce="", error=message)
+
+    def _say(self, **changes: object) -> None:
+        self._status = replace(self._status, **changes)  # type: ignore[arg-type]
+        self._notify(self._status)
+
+
+def _address(plan: LaunchPlan) -> str:
+    """The host the server will bind, as far as its endpoint tells."""
+    from urllib.parse import urlsplit
+
+    return urlsplit(plan.endpoint.base_url).hostname or "127.0.0.1"
