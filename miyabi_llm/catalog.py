@@ -31,6 +31,7 @@ _ENTRY_KEYS: dict[str, type] = {
     "note": str,
     "default": bool,
 }
+_TYPES = {str: "text", int: "whole number", bool: "true or false", list: "list", dict: "table"}
 _PACKAGES_KEYS: dict[str, type] = {"packages": str, "version": str, "member": str, "each": int}
 
 
@@ -256,7 +257,7 @@ def _known(body: Mapping[str, Any], keys: Mapping[str, type], at: str) -> None:
             hint = f"Did you mean {near}?" if near else f"Known keys: {', '.join(keys)}."
             raise BadUsage(f"{at}: {key}: unknown key", hint=hint)
         if type(value) is not want:
-            raise BadUsage(f"{at}: {key}: {value!r} is not a {want.__name__}")
+            raise BadUsage(f"{at}: {key}: {value!r} is not a {_TYPES[want]}")
 
 
 def _near(word: str, known: list[str]) -> str | None:

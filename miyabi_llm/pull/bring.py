@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from miyabi_llm import __version__, gguf, sources
+from miyabi_llm import __version__, gguf, safetensors, sources
 from miyabi_llm.config import Settings
 from miyabi_llm.errors import (
     AccessDenied,
@@ -109,7 +109,7 @@ class _Pull:
             check_header(self.store, file)
         artifact = self._artifact(listing, files)
         self.store.publish(artifact)
-        self._say("done", f"{artifact.size} bytes, {artifact.trust}")
+        self._say("done", f"{artifact.size:,} bytes, {artifact.trust}")
         return artifact
 
     def _say(self, kind: Any, message: str) -> None:
@@ -230,18 +230,16 @@ class _Pull:
 
 def check_header(store: Store, file: StoredFile) -> None:
     """Read a model file's header within bounds before anything may load it. Raises Corrupt."""
-    if not file.name.endswith((".gguf", ".safetensors")):
+    read = (
+        gguf.read if file.name.endswith(".gguf") else safetensors.read if file.name.endswith(".safetensors") else None
+    )
+    if read is None:
         return
     with store.blob(file.sha256).open("rb") as stream:
-        if file.name.endswith(".gguf"):
-            try:
-                gguf.read(stream, file.size)
-            except Corrupt as e:
-                raise Corrupt(f"{file.name}: {e.message}", hint=e.hint) from e
-        else:
-            head = stream.read(9)
-            if int.from_bytes(head[:8], "little") > file.size or head[8:] != b"{":
-                raise Corrupt(f"{file.name}: its header is not that of a safetensors file")
+        try:
+            read(stream, file.size)
+        except Corrupt as e:
+            raise Corrupt(f"{file.name}: {e.message}", hint=e.hint) from e
 
 
 def _explained(e: OSError) -> MiyabiError:
