@@ -149,3 +149,13 @@ def _refuse_length(length: int | None, file: RemoteFile) -> None:
             f"{place(file)}: the server has {length} bytes, {file.size} were promised",
             hint="The file changed at its source; pull again, or name a fixed revision.",
         )
+
+
+def total(response: Response) -> int | None:
+    """How long the whole file is, from the answer to a request for a piece of it; None when it does not say."""
+    if response.status != 206:
+        return content_length(response)
+    try:
+        return _content_range(response)[2]
+    except Restart:
+        return None

@@ -2,41 +2,19 @@
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from miyabi_llm.config import Settings
 from miyabi_llm.errors import AccessDenied, Corrupt, MiyabiError, ModelMissing, NetworkError
 from miyabi_llm.sources import answers
 from miyabi_llm.sources.answers import Restart
 from miyabi_llm.sources.base import Part
-from miyabi_llm.sources.net import Credential, Hiccup, Response, Session, Wire
+from miyabi_llm.sources.net import Credential, Hiccup, Response, Session
+from miyabi_llm.sources.tries import MIB, Limits
 from miyabi_llm.types import Event, OnEvent, RemoteFile
-
-MIB = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How hard to try. Sizes in bytes, times in seconds.
-
-    `tries` counts failures in a row without a MiB of progress between them; `restarts` how often a file may
-    turn out to have changed under us before we give up.
-    """
-
-    connections: int = 8
-    segment: int = 8 * MIB
-    segment_most: int = 64 * MIB
-    tries: int = 6
-    restarts: int = 4
-    backoff: float = 0.5
-    backoff_most: float = 20.0
-    retry_after_most: float = 60.0
-    every: float = 0.1
-    wire: Wire = field(default_factory=Wire)
 
 
 def download(
@@ -180,6 +158,8 @@ class _Job:
                     found = answers.first(response, self._file, segment.end)
                     self._total = meter.total = found.total
                     self._part.reset(found.validator, found.total)
+                    if found.end not in (None, found.total) and not self._part.validator:
+                        raise Restart("this file is taken in one piece", ranges=False)
                     if found.end == found.total or not ranged:
                         segment.end = found.total
                     else:
@@ -295,11 +275,8 @@ class _Job:
         self._wait(failures, hiccup, meter)
 
     def _wait(self, failures: int, hiccup: Hiccup, meter: _Meter | None) -> None:
-        """Longer each time, never in step with others, and as long as the server asks, within reason."""
-        limits = self._limits
-        wait = min(limits.backoff_most, limits.backoff * 2 ** (failures - 1)) * random.uniform(0.5, 1.0)
-        if hiccup.retry_after is not None:
-            wait = max(wait, min(hiccup.retry_after, limits.retry_after_most))
+        """Say what went wrong and pause; a stop wakes it."""
+        wait = self._limits.pause(failures, hiccup)
         note = f"{hiccup.reason}; trying again in {wait:.1f} s"
         if meter:
             meter.say("log", note)
