@@ -205,7 +205,7 @@ def _repository(artifact: Artifact, name: str | None) -> tuple[str | None, str |
             raise BadUsage(f"{name!r} is no repository", hint="The form is ORG/REPO.")
         return ref.name, ref.revision if _COMMIT.fullmatch(ref.revision or "") else None
     found: tuple[str | None, str | None] = (None, None)
-    for text in (artifact.source, str(artifact.ref)):
+    for text in (str(artifact.card.get("resolved", "")), artifact.source, str(artifact.ref)):
         try:
             ref = ModelRef.parse(text)
         except MiyabiError:  # the source of an adopted or imported file is a path or free text
@@ -213,7 +213,7 @@ def _repository(artifact: Artifact, name: str | None) -> tuple[str | None, str |
         if ref.scheme == "hf":
             if _COMMIT.fullmatch(ref.revision or ""):
                 return ref.name, ref.revision
-            found = (ref.name, None)
+            found = (found[0] or ref.name, None)
     return found
 
 
