@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +105,8 @@ class _Pull:
         if options.fits and missing and (warning := options.fits(listing)):
             self._say("warning", warning)
         files = tuple(self._file(f, source) for f in listing.files)
+        if self.wanted.entry and self.wanted.entry.file and len(files) == 1:
+            files = (replace(files[0], name=self.wanted.entry.file),)
         for file in files:
             check_header(self.store, file)
         artifact = self._artifact(listing, files)

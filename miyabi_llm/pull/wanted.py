@@ -116,8 +116,7 @@ def _pinned(file: RemoteFile, wanted: Wanted, origin: Origin) -> RemoteFile:
         raise Corrupt(f"{origin}: {file.name} has the sha256 {file.sha256[:12]}…, {str(wanted.pin)[:12]}… is expected")
     if file.size and size and file.size != size:
         raise Corrupt(f"{origin}: {file.name} has {file.size} bytes, {size} are expected")
-    name = entry.file if entry and entry.file else file.name
-    return replace(file, name=name, size=file.size or size, sha256=wanted.pin)
+    return replace(file, size=file.size or size, sha256=wanted.pin)
 
 
 def open_origin(origin: Origin, settings: Settings, open_source: OpenSource) -> Source:
