@@ -7,12 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from miyabi_llm import gguf
-from miyabi_llm.errors import BadUsage
+from miyabi_llm import catalog, gguf, sources
+from miyabi_llm.config import Settings
+from miyabi_llm.errors import AccessDenied, BadUsage, MiyabiError, ModelMissing, NetworkError
 from miyabi_llm.gguf import Header
 from miyabi_llm.hardware import Gpu, Hardware
 from miyabi_llm.memory import KV_TYPES, MIB, estimate, largest_ctx
+from miyabi_llm.refs import ModelRef
 from miyabi_llm.shards import join
+from miyabi_llm.sources import peek
+from miyabi_llm.store import Store
 from miyabi_llm.types import MemoryEstimate
 
 MARGIN = 512 * MIB  # left to the rest of the machine: a server that takes the last page makes all of it crawl
@@ -69,6 +73,7 @@ class Fit:
     ctx: int
     kv_type: str
     needed: MemoryEstimate
+    total: int
     available: int
     largest_ctx: int | None
     facts: Facts
@@ -114,6 +119,7 @@ def judge(
         ctx=ctx,
         kv_type=kv_type,
         needed=needed,
+        total=needed.total,
         available=budget,
         largest_ctx=most,
         facts=facts(header),
@@ -138,15 +144,48 @@ def facts(header: Header) -> Facts:
 
 
 def read_header(paths: Mapping[str, Path]) -> Header:
-    """The header of a model's GGUF file, or of all its shards as one. Raises BadUsage without one, Corrupt."""
-    names = [n for n in sorted(paths) if n.lower().endswith(".gguf") and not Path(n).name.startswith("mmproj")]
+    """The header of a model's GGUF file on disk, or of all its shards as one.
+
+    Raises BadUsage without one, Corrupt, ModelMissing when a file is gone.
+    """
+    names = [n for n in sorted(paths) if peek.is_model(n)]
     if not names:
         raise BadUsage("no GGUF file in this model", hint="Memory is estimated from GGUF headers only.")
     headers = {}
     for name in names:
-        with paths[name].open("rb") as f:
-            headers[name] = gguf.read(f, paths[name].stat().st_size)
+        try:
+            with paths[name].open("rb") as f:
+                headers[name] = gguf.read(f, paths[name].stat().st_size)
+        except FileNotFoundError:
+            raise ModelMissing(f"{paths[name]} is not there", hint="Pull the model again.") from None
     return join(headers)
+
+
+def find_header(ref: ModelRef, store: Store, settings: Settings) -> tuple[Header, str]:
+    """The header behind a name and where it was read: from the store, a file, or the first bytes at a source.
+
+    Raises ModelMissing, BadUsage, Corrupt, NetworkError.
+    """
+    if ref.scheme == "file":
+        listing = sources.open("file", settings).list(ref)
+        return read_header({f.name: f.path for f in listing.files if f.path is not None}), str(ref)
+    known = catalog.load(settings)
+    name = known.canonical(ref)
+    try:
+        return read_header(store.files(store.find(name))), "the store"
+    except ModelMissing:
+        pass
+    failed: list[MiyabiError] = []
+    for origin in known.find(ref).sources if ref.scheme == "catalog" else (ref,):
+        try:
+            if isinstance(origin, ModelRef):
+                return join(peek.headers(origin, settings)), str(origin)
+            file = known.find(ref).remote(origin)
+            return peek.of_file(peek.in_order(origin.scheme, settings), file), str(origin)
+        except (NetworkError, ModelMissing, AccessDenied) as e:
+            failed.append(e)
+    reasons = "; ".join(e.message for e in failed)
+    raise type(failed[0])(f"no source of {ref} gave its header: {reasons}", hint=failed[0].hint)
 
 
 def _gpu(gpus: Iterable[Gpu]) -> Gpu | None:
