@@ -92,7 +92,8 @@ def context_for(messages: tuple[Message, ...], max_tokens: int | None, most: int
     wanted = estimate(messages) + (max_tokens or ANSWER)
     if wanted <= USUAL:
         return None
-    return _round_up(wanted) if most is None else min(_round_up(wanted), most)
+    roomy = max(_round_up(wanted), 2 * USUAL)
+    return roomy if most is None else min(roomy, most)
 
 
 def estimate(messages: tuple[Message, ...]) -> int:
