@@ -238,6 +238,11 @@ def cpu_name() -> str:
     return name or platform.processor() or platform.machine()
 
 
+def platform_key() -> str:
+    """System and architecture: what a published program depends on."""
+    return f"{platform.system()}-{platform.machine()}"
+
+
 def machine_key() -> str:
     """A short name for what a natively built program depends on: system, architecture, processor abilities."""
     text = " ".join((platform.system(), platform.machine(), *sorted(cpu_flags())))

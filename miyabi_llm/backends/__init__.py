@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from miyabi_llm.backends.base import Backend, Detected
 from miyabi_llm.config import Settings
 from miyabi_llm.errors import BackendMissing, BadUsage
+from miyabi_llm.tools.program import Unusable
 from miyabi_llm.types import Artifact
 
 ENTRY_POINTS = "miyabi_llm.backends.v1"
@@ -81,4 +83,44 @@ def choose(artifact: Artifact, name: str | None, settings: Settings) -> Choice:
     raise BackendMissing(
         f"no backend for {artifact.format} models is ready: {'; '.join(missing)}",
         hint=f"Run `miyabi-llm backend install {fitting[0].name}`.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """One backend as `backend list` tells it. `tools` maps its other programs to their paths."""
+
+    name: str
+    ok: bool
+    reason: str
+    version: str
+    build: int | None
+    commit: str | None
+    how: str
+    path: Path | None
+    accepts: tuple[str, ...]
+    rejected: tuple[Unusable, ...]
+    tools: Mapping[str, Path]
+
+
+def status(settings: Settings) -> list[Status]:
+    """Every backend as it stands on this machine."""
+    return [_status(backend, settings) for backend in table().values()]
+
+
+def _status(backend: Backend, settings: Settings) -> Status:
+    found = backend.detect(settings)
+    program = found.program
+    return Status(
+        name=backend.name,
+        ok=found.ok,
+        reason=found.reason,
+        version=program.version if program else "",
+        build=program.build if program else None,
+        commit=program.commit if program else None,
+        how=program.how if program else "",
+        path=program.path if program else None,
+        accepts=tuple(sorted(backend.accepts)),
+        rejected=found.rejected,
+        tools=found.tools,
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from miyabi_llm.config import Settings
@@ -14,7 +16,8 @@ from miyabi_llm.types import Format, LaunchPlan, ServeSpec
 class Detected:
     """How a backend stands on this machine. `ok` is False with a `reason` when it cannot be used.
 
-    `program` is the one that would be run; `rejected` are unusable ones found before it.
+    `program` is the one that would be run; `rejected` are unusable ones found before it; `tools` are its other
+    programs that are here (quantize, bench and so on).
     """
 
     backend: str
@@ -22,6 +25,7 @@ class Detected:
     reason: str = ""
     program: Program | None = None
     rejected: tuple[Unusable, ...] = ()
+    tools: Mapping[str, Path] = field(default_factory=dict)
 
 
 @runtime_checkable

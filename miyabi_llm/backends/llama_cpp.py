@@ -32,7 +32,8 @@ class LlamaCpp:
         """Our own installations, then PATH."""
         found = llama_cpp.search(llama_cpp.SERVER, settings)
         if found.program is not None:
-            return Detected(self.name, True, program=found.program, rejected=found.rejected)
+            tools = llama_cpp.beside(settings)
+            return Detected(self.name, True, program=found.program, rejected=found.rejected, tools=tools)
         reason = "; ".join(f"{r.path} {r.reason}" for r in found.rejected) or "is not installed"
         return Detected(self.name, False, reason, rejected=found.rejected)
 

@@ -28,7 +28,7 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """A finished installation. `machine` is set for builds that fit only processors with the same abilities."""
+    """A finished installation. `machine` is what it fits: the abilities of a processor, or a platform."""
 
     folder: Path
     how: How
@@ -36,7 +36,7 @@ class Installation:
     build: int | None
     commit: str | None
     made_at: str
-    machine: str | None
+    machine: str
     programs: Mapping[str, Kept]
     source: Mapping[str, Any] = field(default_factory=dict)
 
@@ -90,8 +90,8 @@ def all_of(settings: Settings) -> list[Installation]:
     except OSError:
         return []
     found = [kept for f in folders if (f / MARKER).is_file() and (kept := read(f)) is not None]
-    here = hardware.machine_key() if found else ""
-    return sorted((k for k in found if k.machine in (None, here)), key=lambda k: k.made_at, reverse=True)
+    here = (hardware.machine_key(), hardware.platform_key()) if found else ()
+    return sorted((k for k in found if k.machine in here), key=lambda k: k.made_at, reverse=True)
 
 
 def programs(name: str, settings: Settings) -> Iterator[Program]:

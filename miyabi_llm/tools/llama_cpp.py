@@ -85,6 +85,20 @@ def search(name: str, settings: Settings, *, timeout: float = TIMEOUT) -> Search
     return Search(None, tuple(rejected))
 
 
+def beside(settings: Settings) -> dict[str, Path]:
+    """The other programs of llama.cpp that are here, by name, without running them."""
+    from miyabi_llm.tools import installed
+
+    tools: dict[str, Path] = {}
+    for name in UNIFIED:
+        own = (program.path for program in installed.programs(name, settings))
+        on_path = (path for path, _ in candidates(name, settings.env.get("PATH", "")))
+        place = next(own, None) or next(on_path, None)
+        if place is not None and name != SERVER:
+            tools[name] = place
+    return tools
+
+
 def candidates(name: str, path_variable: str) -> Iterator[tuple[Path, str | None]]:
     """Every program of that name on PATH in order, each with the word to call it by if it is the unified one."""
     seen: set[str] = set()

@@ -1,0 +1,91 @@
+"""Long helper programs (pip, cmake, ninja): their lines to a log and to events, and nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from miyabi_llm.types import Event, OnEvent
+
+TAIL = 25  # last lines kept for an error message
+LINE = 4096  # bytes of a line that are looked at
+NICE = 10
+GRACE = 3.0  # seconds between asking a tree of compilers to stop and killing it
+
+
+def run_logged(
+    argv: Sequence[str],
+    *,
+    log: Path,
+    env: Mapping[str, str],
+    on_event: OnEvent,
+    name: str,
+    on_line: Callable[[str], None] | None = None,
+    keep_open: Sequence[int] = (),
+) -> tuple[int, list[str]]:
+    """Run `argv` politely (low priority) to its end; its exit code and last lines.
+
+    Every line goes to `log`, and to `on_line` or as a log event. `keep_open` are file descriptors the children hold
+    too (a lock that must outlive us if we are killed). If this is interrupted, the whole process group dies first.
+    Raises OSError when the program cannot be started.
+    """
+    tail: deque[str] = deque(maxlen=TAIL)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as out:
+        out.write(f"$ {' '.join(argv)}\n".encode())
+        out.flush()
+        child = subprocess.Popen(
+            list(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=dict(env),
+            start_new_session=os.name == "posix",
+            pass_fds=tuple(keep_open) if os.name == "posix" else (),
+        )
+        try:
+            with contextlib.suppress(OSError, AttributeError):
+                os.setpriority(os.PRIO_PGRP, child.pid, NICE)
+            for line in _lines(child):
+                out.write(line)
+                text = line[:LINE].decode("utf-8", "replace").rstrip()
+                if text:
+                    tail.append(text)
+                    (on_line or (lambda said: on_event(Event("log", name, said))))(text)
+            return child.wait(), list(tail)
+        finally:
+            _end(child)
+
+
+def _lines(child: subprocess.Popen[bytes]) -> Iterator[bytes]:
+    assert child.stdout is not None
+    yield from iter(lambda: child.stdout.readline(1 << 20), b"")  # type: ignore[union-attr]
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Leave no compiler behind, whatever happened to us."""
+    if child.stdout is not None:
+        child.stdout.close()
+    if os.name != "posix":
+        if child.poll() is None:
+            child.kill()
+        child.wait()
+        return
+    if child.poll() is None:
+        _signal(child.pid, signal.SIGTERM)
+        deadline = time.monotonic() + GRACE
+        while child.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+    _signal(child.pid, signal.SIGKILL)  # the group may outlive its leader
+    child.wait()
+
+
+def _signal(group: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
