@@ -19,6 +19,8 @@ from miyabi_llm.sources.base import Part, Source
 from miyabi_llm.store import Fs, Store
 from miyabi_llm.types import Event, Listing, OnEvent, RemoteFile
 from tests import ggufs
+from tests.faultd import Faultd
+from tests.registries import Hub
 
 MODEL = ggufs.tiny()
 HEX = hashlib.sha256(MODEL).hexdigest()
@@ -370,6 +372,41 @@ def test_a_mistake_is_one_clear_line_and_an_exit_code(
     assert len(rest) <= 1
     assert "Traceback" not in err
     assert out.startswith('{"error": ') if "--json" in typed else out == ""
+
+
+HUB_MISTAKES = {
+    "pull hf:o/r:Q9_X": (3, "o/r has no Q9_X", "Q4_K_M"),
+    "pull hf:o/r/gone.gguf": (3, "gone.gguf", ""),
+    "pull hf:o/none": (3, "o/none is not there", "hf auth login"),
+    "pull hf:o/gated": (1, "", "hf auth login"),
+    "pull hf:o/r@v9:Q4_K_M": (3, "no revision v9", "commits/main"),
+    "pull hf:o/pickle": (1, "", ""),
+    f"pull hf:o/r:Q4_K_M --sha256 {'0' * 64}": (1, "is expected", ""),
+}
+
+
+@pytest.mark.parametrize("typed", HUB_MISTAKES)
+def test_a_mistake_at_the_hub_is_one_clear_line_too(
+    typed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, says, hint = HUB_MISTAKES[typed]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with Faultd() as server:
+        hub = Hub(server)
+        hub.add("o/r", {"r-Q4_K_M.gguf": MODEL, "r-Q8_0.gguf": OTHER})
+        hub.add("o/gated", {"r-Q4_K_M.gguf": MODEL}, gated="auto", token="t")
+        hub.add("o/pickle", {"config.json": b"{}", "pytorch_model.bin": b"x"})
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        assert cli.run(typed.split(" ")) == code
+        out, err = capsys.readouterr()
+        line, *rest = [x for x in err.splitlines() if not x.startswith(("warning: ", "hf:o/"))]
+        assert line.startswith("miyabi-llm: ")
+        assert says in line
+        assert hint in "".join(rest)
+        assert len(rest) <= 1
+        assert out == ""
+        assert cli.run(["pull", "hf:o/r:Q4_K_M"]) == 0
+        assert HEX in capsys.readouterr().out
 
 
 def test_the_commands_show_what_they_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
+    from miyabi_llm.config import Settings
     from miyabi_llm.pull import Resolution
-    from miyabi_llm.types import Artifact
+    from miyabi_llm.types import Artifact, Listing
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -43,7 +44,9 @@ def pull(
             verb.resolve(name, settings, remote=True, store=store, sha256=pin), as_json=json_, render=_show_resolution
         )
         return
-    options = verb.Options(sha256=pin, trust_first_use=trust_first_use, refresh=refresh)
+    options = verb.Options(
+        sha256=pin, trust_first_use=trust_first_use, refresh=refresh, fits=lambda found: _too_big(found, settings)
+    )
     with progress.shown(as_json=json_) as on_event:
         artifact = verb.pull(name, store, settings, on_event, options=options)
     show.emit(artifact, as_json=json_, render=_show_artifact)
@@ -65,6 +68,18 @@ def resolve(
     settings = config.load()
     found = verb.resolve(ModelRef.parse(ref), settings, remote=remote, store=Store(settings.store))
     show.emit(found, as_json=json_, render=_show_resolution)
+
+
+def _too_big(listing: Listing, settings: Settings) -> str | None:
+    """A warning when the weights alone are more than all memory of this machine; the whole sum is `fit`'s."""
+    from miyabi_llm import hardware
+    from miyabi_llm.cli.show import human
+
+    machine = hardware.look(settings.env)
+    room = machine.ram_total + sum(g.memory_total or 0 for g in machine.gpus if g.kind != "metal")
+    if not listing.size or listing.size <= room:
+        return None
+    return f"will not run here: its files have {human(listing.size)}, all memory of this machine is {human(room)}"
 
 
 def _show_artifact(artifact: Artifact) -> None:

