@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from types import FrameType
 
@@ -41,7 +41,7 @@ def running(
         yield plan.endpoint
         return
     name = f"{name_for(plan.endpoint.model)[:40]}.{os.getpid()}.{next(_COUNT)}"
-    with _guarded(plan, settings, on_event, _Job("temporary", name, artifact, limits)) as supervisor:
+    with _guarded(plan, settings, on_event, Job("temporary", name, artifact, limits)) as supervisor:
         supervisor.start()
         yield plan.endpoint
 
@@ -56,15 +56,18 @@ def _counter() -> Iterator[int]:
 _COUNT = _counter()
 
 
-class _Job:
+@dataclass(frozen=True, slots=True)
+class Job:
     """How a server is kept: what kind, under which name, of which model."""
 
-    def __init__(self, kind: Kind, name: str, artifact: Artifact | None, limits: Limits) -> None:
-        self.kind, self.name, self.artifact, self.limits = kind, name, artifact, limits
+    kind: Kind
+    name: str
+    artifact: Artifact | None
+    limits: Limits
 
 
 @contextmanager
-def _guarded(plan: LaunchPlan, settings: Settings, on_event: OnEvent, job: _Job) -> Iterator[Supervisor]:
+def _guarded(plan: LaunchPlan, settings: Settings, on_event: OnEvent, job: Job) -> Iterator[Supervisor]:
     """A supervisor with its state file, name and log; nothing of it but a log is left afterwards."""
     folder = RunDir(settings.run)
     folder.sweep()
@@ -103,11 +106,11 @@ def forever(
     When ready it sends one `done` event with the endpoint in its data. The first signal ends the server gently, a
     second one at once. Raises Running when the name is taken, and ServerFailed when the server had to be given up.
     """
-    job = _Job("foreground", name or name_for(plan.endpoint.model), artifact, limits)
+    job = Job("foreground", name or name_for(plan.endpoint.model), artifact, limits)
     supervise(plan, settings, on_event, job)
 
 
-def supervise(plan: LaunchPlan, settings: Settings, on_event: OnEvent, job: _Job) -> None:
+def supervise(plan: LaunchPlan, settings: Settings, on_event: OnEvent, job: Job) -> None:
     """What `forever` and the detached supervisor have in common."""
     if plan.argv is None:
         raise BadUsage(f"{plan.backend} runs by itself: there is nothing to start", hint=plan.endpoint.base_url)
@@ -145,7 +148,7 @@ def _signals(supervisor: Supervisor) -> Iterator[None]:
             signal.signal(n, old)
 
 
-def _record(plan: LaunchPlan, job: _Job) -> Record:
+def _record(plan: LaunchPlan, job: Job) -> Record:
     me = identify(os.getpid())
     assert me is not None
     e = plan.endpoint

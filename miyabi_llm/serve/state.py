@@ -62,6 +62,10 @@ class RunDir:
         """Where the server `name` writes."""
         return self._file(name, ".log")
 
+    def supervisor_log(self, name: str) -> Path:
+        """Where the supervisor of a detached server writes when it breaks."""
+        return self._file(name, ".supervisor.log")
+
     def key(self, name: str) -> Path:
         """Where the key of the server `name` lies."""
         return self._file(name, ".key")
@@ -119,7 +123,8 @@ class RunDir:
         """Remove what is on disk about `name`; its log too when asked."""
         paths = [self._file(name, suffix) for suffix in (".json", ".key")]
         if log:
-            paths += [self.log(name), logs.older(self.log(name)), self._file(name, ".lock")]
+            paths += [self.log(name), logs.older(self.log(name)), self.supervisor_log(name)]
+            paths += [self._file(name, ".lock")]
         for path in paths:
             with suppress(OSError):
                 path.unlink(missing_ok=True)

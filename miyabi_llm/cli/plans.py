@@ -1,0 +1,96 @@
+"""From a stored model to a launch plan: what every command that starts a server does first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from miyabi_llm.errors import MiyabiError
+from miyabi_llm.types import Secret, ServeSpec
+
+if TYPE_CHECKING:
+    from miyabi_llm.config import Settings
+    from miyabi_llm.store import Store
+    from miyabi_llm.types import Artifact, LaunchPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """How a person wants a model served; None where the machine decides."""
+
+    backend: str | None = None
+    host: str = "127.0.0.1"
+    port: int | None = None
+    ctx: int | None = None
+    threads: int | None = None
+    key: Secret | None = None
+    extra: tuple[str, ...] = ()
+
+
+def make(artifact: Artifact, store: Store, settings: Settings, wanted: Wanted) -> LaunchPlan:
+    """The plan for `artifact`; its notes say what was chosen and why. The caller holds a lease meanwhile.
+
+    Raises BadUsage (a host others can reach, without a key), BackendMissing, PortTaken.
+    """
+    from miyabi_llm import backends, hardware, serve
+    from miyabi_llm.proc import ports
+
+    serve.check_exposure(wanted.host, wanted.key)
+    choice = backends.choose(artifact, wanted.backend, settings)
+    files = store.files(artifact)
+    machine = hardware.look(settings.env)
+    ctx, notes = _context(files, machine, wanted.ctx)
+    if wanted.port is None:
+        port = ports.free(wanted.host)
+    else:
+        port = wanted.port
+        ports.refuse_busy(wanted.host, port)
+    spec = ServeSpec(
+        artifact,
+        files,
+        alias(artifact),
+        wanted.host,
+        port,
+        ctx,
+        wanted.threads or machine.usable_cores or None,
+        key=wanted.key,
+        extra=wanted.extra,
+    )
+    plan = choice.backend.plan(spec, choice.detected.program)
+    return replace(plan, notes=(*plan.notes, *notes))
+
+
+def alias(artifact: Artifact) -> str:
+    """What clients call the model: its name, or its file's for a model without one."""
+    ref = artifact.ref
+    if ref.scheme in ("catalog", "hf", "ollama"):
+        return str(ref).replace(",", "-")  # servers split aliases at commas
+    return Path(artifact.files[0].name).stem.replace(",", "-") or "model"
+
+
+def _context(files: Mapping[str, Path], machine: object, asked: int | None) -> tuple[int | None, tuple[str, ...]]:
+    """The context to serve with, in tokens, and what to say about it."""
+    from miyabi_llm import fit
+    from miyabi_llm.hardware import Hardware
+
+    assert isinstance(machine, Hardware)
+    try:
+        verdict = fit.judge(fit.read_header(files), machine, asked)
+    except MiyabiError:
+        return asked, ()  # no GGUF, or a header we cannot read: the backend decides, and says so if it cannot either
+    limit, most = verdict.facts.context_length, verdict.largest_ctx
+    if asked is not None:
+        if verdict.fits is False:
+            return asked, ("this context may not fit the memory; `miyabi-llm fit` says what does",)
+        if limit and asked > limit:
+            return asked, (f"the model was trained for {limit} tokens only",)
+        return asked, ()
+    if verdict.fits is False and most is None:
+        return min(verdict.ctx, 2048), ("the model may not fit the memory; `miyabi-llm fit` says more",)
+    if verdict.fits is False and most is not None and most < verdict.ctx:
+        return most, (f"context {most} tokens: more does not fit the memory",)
+    more = min(limit or verdict.ctx, most or verdict.ctx)
+    hint = f"; up to {more} would fit (--ctx)" if more > verdict.ctx else ""
+    return verdict.ctx, (f"context {verdict.ctx} tokens{hint}",)
