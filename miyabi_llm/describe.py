@@ -50,7 +50,7 @@ class Description:
 
 def describe(files: Mapping[str, Path], name: str, artifact: Artifact | None = None) -> Description:
     """Read the headers of a model's `files` (file name -> path). Raises Corrupt, ModelMissing when none is a model."""
-    ggufs = {n: p for n, p in files.items() if n.endswith(".gguf") and not n.rsplit("/", 1)[-1].startswith("mmproj")}
+    ggufs = {n: p for n, p in files.items() if n.endswith(".gguf")}
     weights = {n: p for n, p in files.items() if n.endswith(".safetensors")}
     size = sum(p.stat().st_size for p in files.values())
     if ggufs:
@@ -107,6 +107,7 @@ def _gguf(files: Mapping[str, Path], name: str, size: int, artifact: Artifact | 
     for file, path in files.items():
         with path.open("rb") as f:
             headers[file] = gguf.read(f, path.stat().st_size)
+    headers = {n: h for n, h in headers.items() if not _beside(h)} or headers
     # one shard shown by its path speaks for itself; a model must have all of them
     header = next(iter(headers.values())) if len(headers) == 1 and artifact is None else join(headers)
     return Description(
@@ -125,6 +126,11 @@ def _gguf(files: Mapping[str, Path], name: str, size: int, artifact: Artifact | 
         keys={k: _shown(v) for k, v in header.kv.items()},
         template=header.chat_template,
     )
+
+
+def _beside(header: gguf.Header) -> bool:
+    """Whether a GGUF file goes with a model instead of being one: an image encoder or an adapter."""
+    return header.architecture == "clip" or header.text("general.type") in ("mmproj", "adapter")
 
 
 def _safetensors(

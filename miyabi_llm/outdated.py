@@ -110,6 +110,8 @@ def _compare(artifact: Artifact, listing: Listing) -> Standing:
     mine = {f.name: f.sha256 for f in artifact.files}
     theirs = {f.name: f.sha256 for f in listing.files}
     known = {name: sha for name, sha in theirs.items() if sha is not None}
+    if here is not None and here == there and _COMMIT.fullmatch(here):
+        return Standing(artifact.ref, "current", "", here, there)
     moved = here is not None and there is not None and here != there
     changed = sorted(
         n for n in mine.keys() | known.keys() if n not in theirs or (n in known and mine.get(n) != known[n])
@@ -122,7 +124,8 @@ def _compare(artifact: Artifact, listing: Listing) -> Standing:
     if grown:
         return Standing(artifact.ref, "outdated", f"the source has another size of {grown[0]}", here, there)
     if len(known) < len(theirs):
-        return Standing(artifact.ref, "unknown", "the source publishes no hash to compare with", here, there)
+        what = "the revision moved, and" if moved else "the source publishes no hash:"
+        return Standing(artifact.ref, "unknown", f"{what} not every file can be compared", here, there)
     return Standing(artifact.ref, "current", "the revision moved, the files did not" if moved else "", here, there)
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from miyabi_llm import gguf
+from miyabi_llm import catalog, gguf
 from miyabi_llm.config import Settings
-from miyabi_llm.errors import AccessDenied, BadUsage, MiyabiError, Unsafe
+from miyabi_llm.errors import AccessDenied, BadUsage, MiyabiError, ModelMissing, Unsafe
 from miyabi_llm.refs import ModelRef, is_safe_name
 from miyabi_llm.store.adopt import folders, hash_file
 from miyabi_llm.types import Artifact, StoredFile
@@ -23,6 +24,8 @@ Tool = Literal["hf", "ollama", "lm-studio"]
 TOOLS: tuple[Tool, ...] = get_args(Tool)
 
 _COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
+_PROJECTOR = re.compile(r"mmproj|^projector\b", re.ASCII)
+_TEXTS = re.compile(r"(template|system|params|messages|license)(?:-\d+)?(?:\.json)?", re.ASCII)
 _MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 _CONFIG = "application/vnd.docker.container.image.v1+json"
 _LAYER = "application/vnd.ollama.image."
@@ -64,7 +67,7 @@ def link(
 
 def _hf(artifact: Artifact, paths: Mapping[StoredFile, Path], settings: Settings, name: str | None) -> Linked:
     """The hub client's cache: blobs/HASH, snapshots/COMMIT/FILE pointing at it, refs/main naming the commit."""
-    repo, commit = _repository(artifact, name)
+    repo, commit = _repository(artifact, settings, name)
     if repo is None:
         raise BadUsage(f"{artifact.ref} comes from no hub repository", hint="Name one: --as ORG/REPO.")
     # a model that was never at the hub gets a revision made of its bytes: the cache wants 40 hexadecimal digits
@@ -118,7 +121,7 @@ def _ollama(artifact: Artifact, paths: Mapping[StoredFile, Path], settings: Sett
 
 def _lm_studio(artifact: Artifact, paths: Mapping[StoredFile, Path], settings: Settings, name: str | None) -> Linked:
     """LM Studio's folder: PUBLISHER/REPO/FILE."""
-    repo, _ = _repository(artifact, name)
+    repo, _ = _repository(artifact, settings, name)
     repo = repo or f"miyabi-llm/{_slug(artifact)}"
     where = folders(settings).lm_studio
     root = next((p for p in where if p.is_dir()), where[0]) / repo
@@ -197,24 +200,29 @@ def _publish(draft: Path, target: Path) -> None:
         draft.rename(target)
 
 
-def _repository(artifact: Artifact, name: str | None) -> tuple[str | None, str | None]:
-    """(ORG/REPO, commit) as asked, as named, or as the source says; None where nothing says it."""
+def _repository(artifact: Artifact, settings: Settings, name: str | None) -> tuple[str | None, str | None]:
+    """(ORG/REPO, commit) as asked, as pulled, or as the catalog knows it; None where nothing says it."""
     if name is not None:
         ref = ModelRef.parse(f"hf:{name}")
         if ref.quant or ref.file:
             raise BadUsage(f"{name!r} is no repository", hint="The form is ORG/REPO.")
         return ref.name, ref.revision if _COMMIT.fullmatch(ref.revision or "") else None
-    found: tuple[str | None, str | None] = (None, None)
+    hub = [ref for ref in _origins(artifact, settings) if ref.scheme == "hf"]
+    fixed = [ref for ref in hub if _COMMIT.fullmatch(ref.revision or "")]
+    return (fixed[0].name, fixed[0].revision) if fixed else (hub[0].name, None) if hub else (None, None)
+
+
+def _origins(artifact: Artifact, settings: Settings) -> Iterator[ModelRef]:
+    """Every name under which these bytes are known, the one they came by first."""
     for text in (str(artifact.card.get("resolved", "")), artifact.source, str(artifact.ref)):
-        try:
-            ref = ModelRef.parse(text)
-        except MiyabiError:  # the source of an adopted or imported file is a path or free text
-            continue
-        if ref.scheme == "hf":
-            if _COMMIT.fullmatch(ref.revision or ""):
-                return ref.name, ref.revision
-            found = (found[0] or ref.name, None)
-    return found
+        # the source of an imported file may be a path or free text
+        with contextlib.suppress(MiyabiError):
+            yield ModelRef.parse(text)
+    if artifact.ref.scheme == "catalog":
+        with contextlib.suppress(ModelMissing):
+            entry = catalog.load(settings).find(artifact.ref)
+            if [f.sha256 for f in artifact.files] == [entry.sha256]:
+                yield from (s for s in entry.sources if isinstance(s, ModelRef))
 
 
 def _slug(artifact: Artifact) -> str:
@@ -238,9 +246,9 @@ def _role(file: StoredFile) -> str | None:
     """The layer an artifact's file becomes in Ollama, or None for what Ollama does not read."""
     name = file.name.lower().rsplit("/", 1)[-1]
     if name.endswith(".gguf"):
-        return "projector" if "mmproj" in name else "model"
-    stem = name.split(".")[0]
-    return stem if stem in ("template", "system", "params", "license") else None
+        return "adapter" if name == "adapter.gguf" else "projector" if _PROJECTOR.search(name) else "model"
+    known = _TEXTS.fullmatch(name)
+    return known[1] if known else None
 
 
 def _ollama_config(path: Path, digests: list[str]) -> dict[str, object]:
