@@ -91,9 +91,9 @@ def check(fs: Fs, layout: Layout) -> bool:
 
 def ensure(fs: Fs, layout: Layout) -> None:
     """Make the folders that are missing, durably; the version is written last. Raises as `check` does."""
-    if check(fs, layout) and all((layout.root / name).is_dir() for name in FOLDERS):
-        return
     with explained(layout.root):
+        if check(fs, layout) and all((layout.root / name).is_dir() for name in FOLDERS):
+            return
         layout.root.parent.mkdir(parents=True, exist_ok=True)
         for path in (layout.root, *(layout.root / name for name in FOLDERS)):
             with suppress(FileExistsError):

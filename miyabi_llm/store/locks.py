@@ -51,8 +51,8 @@ def take(
         try:
             locked = _try(fs, fd, exclusive=exclusive)
             if locked is None or (locked and _is_at(fs, fd, path)):
-                keep = True
                 trusted = locked is not None and _excludes(fs, path, exclusive=exclusive)
+                keep = True
                 return Lock(fs, path, fd, trusted)
         finally:
             if not keep:

@@ -135,7 +135,7 @@ class Part:
             self._blobs.publish(self._files.data, self._fd, found)
             self._fs.close(self._fd)
             self._fd, self._present, self._key = -1, found, found.sha256
-            quietly_unlink(self._fs, self._files.journal)
+            tidy(self._fs, self._files)
         return found
 
     def close(self) -> None:
@@ -149,8 +149,7 @@ class Part:
                     self._follower.sync()
         self._close()
         if not self._files.resumable or not self._follower.written.total:
-            quietly_unlink(self._fs, self._files.journal)
-            quietly_unlink(self._fs, self._files.data)
+            tidy(self._fs, self._files)
 
     def _accept(self, found: StoredBlob, sha256: Digest | None, size: int | None) -> StoredBlob:
         if size is not None and found.size != size:
@@ -205,7 +204,7 @@ class Part:
 
 
 def tidy(fs: Fs, files: PartFiles) -> None:
-    """Remove what a part left whose blob is in the store. The caller holds the part's lock."""
+    """Remove what a part may have left. The caller holds the part's lock."""
     for path in (files.data, files.journal, files.journal.with_name(files.journal.name + ".tmp")):
         quietly_unlink(fs, path)
 
