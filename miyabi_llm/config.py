@@ -47,8 +47,8 @@ class Settings:
 _FILE_KEYS = {"default_model": str, "offline": bool, "hf_endpoint": str, "ollama_registry": str, "connections": int}
 
 
-def load(env: Mapping[str, str] | None = None) -> Settings:
-    """Settings from built-ins < config.toml < environment. Raises BadUsage on a key we do not know.
+def load(env: Mapping[str, str] | None = None, *, file: bool = True) -> Settings:
+    """Settings from built-ins < config.toml (unless `file` is False) < environment. Raises BadUsage on an unknown key.
 
     MIYABI_HOME, MIYABI_CACHE and MIYABI_CONFIG move the three directories; HF_ENDPOINT, HF_HUB_OFFLINE and
     MIYABI_OFFLINE are honoured.
@@ -56,7 +56,7 @@ def load(env: Mapping[str, str] | None = None) -> Settings:
     env = dict(os.environ if env is None else env)
     user_home = Path(env.get("HOME") or env.get("USERPROFILE") or os.path.expanduser("~"))
     config = Path(env["MIYABI_CONFIG"]) if env.get("MIYABI_CONFIG") else _base(env, user_home, "CONFIG", ".config")
-    values: dict[str, Any] = _read_file(config / "config.toml")
+    values: dict[str, Any] = _read_file(config / "config.toml") if file else {}
     if env.get("HF_ENDPOINT"):
         values["hf_endpoint"] = env["HF_ENDPOINT"].rstrip("/")
     if _true(env.get("MIYABI_OFFLINE")) or _true(env.get("HF_HUB_OFFLINE")):

@@ -250,9 +250,12 @@ def machine_key() -> str:
 
 
 def look_for_gpus(
-    env: Mapping[str, str] | None, ram_total: int, ram_available: int
+    env: Mapping[str, str] | None, ram_total: int, ram_available: int, *, timeout: float = GPU_TIMEOUT
 ) -> tuple[tuple[Gpu, ...], tuple[str, ...]]:
-    """The accelerators and notes on tools that did not answer. The memory sizes serve Apple's shared memory."""
+    """The accelerators and notes on tools that did not answer. The memory sizes serve Apple's shared memory.
+
+    A tool may take `timeout` seconds; after one that took longer the next gets a short chance only.
+    """
     if sys.platform == "darwin" and platform.machine() == "arm64":
         return (Gpu("metal", cpu_name(), ram_total or None, ram_available or None),), ()
     gpus: list[Gpu] = []
@@ -265,7 +268,8 @@ def look_for_gpus(
         program = shutil.which(tool, path=path)
         if program is None:
             continue
-        said = run_briefly((program, *query), timeout=GPU_TIMEOUT, env=env)
+        said = run_briefly((program, *query), timeout=timeout, env=env)
+        timeout = timeout if said.code is not None else min(timeout, 0.3)
         if said.trouble or said.code != 0:
             notes.append(f"{tool}: {said.trouble or _first_line(said.text) or f'exit code {said.code}'}")
             continue
