@@ -91,13 +91,17 @@ class Response:
 
 
 class Session:
-    """One pool of connections for one piece of work; close it after. Raises NetworkError when offline."""
+    """The connections of one piece of work; close it after.
 
-    def __init__(self, settings: Settings, *, connections: int = 1, wire: Wire | None = None) -> None:
+    Each thread has pools of its own: a shared pool may take another thread's connection for a dead one, in the
+    moment between its request and the answer, and close it.
+    """
+
+    def __init__(self, settings: Settings, *, wire: Wire | None = None) -> None:
         self._settings = settings
         self._wire = wire or Wire()
-        self._connections = connections
-        self._pools: dict[tuple[Reach, bool, str | None], tuple[httpcore.ConnectionPool, Dialer]] = {}
+        self._tls = self._wire.tls
+        self._pools: dict[tuple[Reach, bool, str | None, int], tuple[httpcore.ConnectionPool, Dialer]] = {}
         self._lock = threading.Lock()
 
     def __enter__(self) -> Session:
@@ -107,8 +111,7 @@ class Session:
         self.close()
 
     def close(self) -> None:
-        """Close every connection."""
-        self.abort()
+        """Close every connection; no thread uses the session any more."""
         for pool, _ in list(self._pools.values()):
             pool.close()
 
@@ -178,24 +181,23 @@ class Session:
         proxy = proxy_for(url, self._settings.env)
         if proxy and reach(url.host, unknown=Reach.PUBLIC) < Reach.PUBLIC:
             raise Unsafe(f"{shown(url)}: not a public address, not asked through a proxy")
-        key = (floor, url.scheme == "http", proxy)
+        key = (floor, url.scheme == "http", proxy, threading.get_ident())
         with self._lock:
             if key not in self._pools:
-                self._pools[key] = self._connect(*key)
+                self._pools[key] = self._connect(floor, proxy, plain=url.scheme == "http")
             return self._pools[key][0]
 
-    def _connect(self, floor: Reach, plain: bool, proxy: str | None) -> tuple[httpcore.ConnectionPool, Dialer]:
-        tls = None if plain else (self._wire.tls or tls_context(self._settings.env))
-        most = Reach.LOOPBACK if plain else Reach.PUBLIC
-        keep = max(2, self._connections)
-        if proxy:
+    def _connect(self, floor: Reach, proxy: str | None, *, plain: bool) -> tuple[httpcore.ConnectionPool, Dialer]:
+        if not plain and self._tls is None:
+            self._tls = tls_context(self._settings.env)
+        tls = None if plain else self._tls
+        if proxy:  # the proxy may stand in a private network; it resolves the names
             dialer = Dialer(Reach.LOOPBACK, Reach.PUBLIC, self._wire.resolve, self._wire.backend)
             via = httpcore.Proxy(proxy, auth=_proxy_auth(proxy))
-            pool = httpcore.ConnectionPool(ssl_context=tls, proxy=via, max_connections=keep, network_backend=dialer)
-        else:
-            dialer = Dialer(floor, most, self._wire.resolve, self._wire.backend)
-            pool = httpcore.ConnectionPool(ssl_context=tls, max_connections=keep, network_backend=dialer)
-        return pool, dialer
+            return httpcore.ConnectionPool(ssl_context=tls, proxy=via, network_backend=dialer), dialer
+        most = Reach.LOOPBACK if plain else Reach.PUBLIC
+        dialer = Dialer(floor, most, self._wire.resolve, self._wire.backend)
+        return httpcore.ConnectionPool(ssl_context=tls, network_backend=dialer), dialer
 
 
 def origin(url: httpx.URL) -> tuple[str, str, int]:

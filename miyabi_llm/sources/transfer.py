@@ -36,7 +36,7 @@ def download(
     failed: list[MiyabiError] = []
     meter = _Meter(file, on_event, limits.every)
     for url in file.urls:
-        with Session(settings, connections=limits.connections, wire=limits.wire) as session:
+        with Session(settings, wire=limits.wire) as session:
             job = _Job(replace(file, urls=(url,)), part, session, credential, limits)
             try:
                 return job.run(meter)
@@ -158,13 +158,11 @@ class _Job:
                     found = answers.first(response, self._file, segment.end)
                     self._total = meter.total = found.total
                     self._part.reset(found.validator, found.total)
-                    if found.end not in (None, found.total) and not self._part.validator:
-                        raise Restart("this file is taken in one piece", ranges=False)
-                    if found.end == found.total or not ranged:
-                        segment.end = found.total
-                    else:
-                        segment.end = found.end
-                        self._cut([(found.end or 0, found.total or 0)])
+                    segment.end = found.end or found.total  # a 200 brings everything
+                    if found.end is not None and found.total is not None and found.end < found.total:
+                        if not self._part.validator:
+                            raise Restart("this file is taken in one piece", ranges=False)
+                        self._cut([(found.end, found.total)])
                     return self._crew(meter, (segment, response))
             except Hiccup as e:
                 failures += 1
@@ -174,7 +172,8 @@ class _Job:
         """Segments of fair size: a few for each connection, none smaller than it is worth."""
         missing = sum(b - a for a, b in gaps)
         fair = -(-missing // (4 * self._limits.connections))
-        step = min(self._limits.segment_most, max(self._limits.segment, -(-fair // MIB) * MIB))
+        least = self._limits.segment
+        step = max(least, min(self._limits.segment_most, -(-fair // least) * least))
         for a, b in gaps:
             self._queue.extend(_Segment(at, min(at + step, b)) for at in range(a, b, step))
 
