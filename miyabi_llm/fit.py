@@ -17,6 +17,7 @@ from miyabi_llm.refs import ModelRef
 from miyabi_llm.shards import join
 from miyabi_llm.sources import peek
 from miyabi_llm.store import Store
+from miyabi_llm.tools import installed
 from miyabi_llm.types import MemoryEstimate
 
 MARGIN = 512 * MIB  # left to the rest of the machine: a server that takes the last page makes all of it crawl
@@ -127,6 +128,13 @@ def judge(
         quants=quants,
         notes=tuple(_notes(header, ctx, gpu, device)),
     )
+
+
+def server_uses_amx(settings: Settings) -> bool:
+    """False when the llama.cpp we built here leaves AMX out (compilers that get it wrong on this processor)."""
+    newest = next(iter(installed.all_of(settings)), None)
+    flags = newest.source.get("flags", ()) if newest is not None else ()
+    return not any("-mno-amx" in str(flag) for flag in flags)
 
 
 def facts(header: Header) -> Facts:

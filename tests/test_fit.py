@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +13,12 @@ from typing import Any
 import pytest
 
 from miyabi_llm import fit, gguf, memory, shards
-from miyabi_llm.errors import BadUsage, Corrupt
+from miyabi_llm.errors import BadUsage, Corrupt, NetworkError
 from miyabi_llm.hardware import Gpu, Hardware
+from miyabi_llm.refs import ModelRef
+from miyabi_llm.sources import peek
+from miyabi_llm.sources.base import Part
+from miyabi_llm.types import Artifact, Listing, OnEvent, RemoteFile, StoredFile
 from tests.ggufs import tiny
 from tests.headers import gemma, layout, qwen
 
@@ -302,3 +309,82 @@ def renamed(old: str, new: str) -> dict[str, gguf.Header]:
 def test_broken_sets_of_shards_are_refused(found: dict[str, gguf.Header], says: str) -> None:
     with pytest.raises(Corrupt, match=says):
         shards.join(found)
+
+
+class Served:
+    """A source that gives a file piece by piece and counts what was taken; it fails once on the way."""
+
+    scheme = "test"
+
+    def __init__(self, data: bytes, *, piece: int = 1000) -> None:
+        self.data, self.piece, self.taken = data, piece, 0
+
+    def list(self, ref: ModelRef) -> Listing:
+        return Listing(ref, ref, "gguf", (RemoteFile("m.gguf", len(self.data), None),))
+
+    def fetch(self, file: RemoteFile, part: Part, on_event: OnEvent) -> None:
+        part.reset('"v"', file.size)
+        part.write(0, self.data[: self.piece])  # the connection breaks here: the piece comes again
+        for at in range(0, len(self.data), self.piece):
+            self.taken = at + self.piece
+            part.write(at, self.data[at : at + self.piece])
+
+
+def test_only_the_beginning_of_a_remote_file_is_fetched() -> None:
+    data = tiny(tokens=20_000)
+    data += bytes(4_000_000)
+    source = Served(data)
+    header = peek.of_file(source, source.list(ModelRef.parse("x")).files[0])
+    assert header == gguf.read(data, len(data))
+    assert header.data_offset < source.taken < 3 * header.data_offset
+
+
+def test_a_remote_file_that_is_none() -> None:
+    for data, error in ((b"<html>" + bytes(100_000), Corrupt), (tiny()[:800], Corrupt), (b"GGUF", Corrupt)):
+        source = Served(data)
+        with pytest.raises(error):
+            peek.of_file(source, source.list(ModelRef.parse("x")).files[0])
+
+
+def fit_command(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    env = {"PATH": "/usr/bin:/bin", "HOME": str(home), "MIYABI_HOME": str(home / "data"), "MIYABI_OFFLINE": "1"}
+    argv = [sys.executable, "-m", "miyabi_llm", "fit", *words]
+    return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(tiny())
+    fits = fit_command(tmp_path, str(path), "--json", "--ctx", "2048", "--kv", "q8_0")
+    body = json.loads(fits.stdout)
+    assert (fits.returncode, body["fits"], body["ctx"], body["kv_type"]) == (0, True, 2048, "q8_0")
+    assert body["total"] == sum(body["needed"].values())
+    plain = fit_command(tmp_path, str(path))
+    assert plain.returncode == 0
+    assert "fits; largest context 4096 tokens" in plain.stdout
+    too_much = fit_command(tmp_path, str(path), "--ctx", str(2**40))
+    assert too_much.returncode == 4
+    assert "does not fit" in too_much.stdout
+    assert fit_command(tmp_path, str(path), "--kv", "q9").returncode == 2
+    gone = fit_command(tmp_path, "hf:some/repo:Q4_K_M", "--json")
+    assert (gone.returncode, json.loads(gone.stdout)["error"]["code"]) == (1, "network")
+    path.write_bytes(tiny()[:500])
+    broken = fit_command(tmp_path, str(path), "--json")
+    assert (broken.returncode, json.loads(broken.stdout)["error"]["code"]) == (1, "corrupt")
+
+
+def test_a_model_of_the_store(tmp_path: Path) -> None:
+    from miyabi_llm.config import load
+    from miyabi_llm.store import Store
+
+    path = tmp_path / "m.gguf"
+    path.write_bytes(tiny())
+    settings = load({"HOME": str(tmp_path), "MIYABI_HOME": str(tmp_path / "data"), "MIYABI_OFFLINE": "1"})
+    store = Store(settings.store)
+    sha256, size, _ = store.adopt(path)
+    ref = ModelRef.parse("hf:some/repo:Q8_0")
+    store.publish(Artifact(ref, "gguf", (StoredFile("m.gguf", sha256, size),), "local", "test", "2026-01-01T00:00:00Z"))
+    header, place = fit.find_header(ref, store, settings)
+    assert (header.architecture, place) == ("qwen2", "the store")
+    with pytest.raises(NetworkError):
+        fit.find_header(ModelRef.parse("hf:other/repo:Q8_0"), store, settings)

@@ -31,7 +31,8 @@ def fit(
 
     settings = config.load()
     header, _ = verb.find_header(ModelRef.parse(ref), Store(settings.store), settings)
-    verdict = verb.judge(header, hardware.look(settings.env), ctx, kv_type=kv, parallel=parallel)
+    machine, amx = hardware.look(settings.env), verb.server_uses_amx(settings)
+    verdict = verb.judge(header, machine, ctx, kv_type=kv, parallel=parallel, amx=amx)
     show.emit(verdict, as_json=json_, render=_show)
     if verdict.fits is False:
         raise typer.Exit(4)
