@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +95,7 @@ class _Pull:
     store: Store
     settings: Settings
     on_event: OnEvent
+    adopted: list[dict[str, str]] = field(default_factory=list)  # for the card: bytes that did not come from `origin`
 
     def run(self, listing: Listing, source: Source, options: Options) -> Artifact:
         self._judge(listing, options)
@@ -170,12 +171,14 @@ class _Pull:
         """One file, in the store: there already, shared from another tool's folder, or fetched."""
         if file.path is not None:
             sha256, size, how = self.store.adopt(file.path, file.sha256)
+            self.adopted.append({"file": file.name, "how": how, "from": str(file.path)})
             self._say("log", f"{file.name}: {how} of {file.path}")
             return StoredFile(file.name, sha256, size)
         if file.sha256:
             if not self.store.has(file.sha256, file.size):
                 taken = adopt.take(self.store, file.sha256, file.size, file.name, self.settings)
                 if taken:
+                    self.adopted.append({"file": file.name, "how": taken[1], "from": str(taken[0])})
                     self._say("log", f"{file.name}: {taken[1]} of {taken[0]}, verified")
             if self.store.has(file.sha256, file.size):
                 return self._stored(file.name, file.sha256)
@@ -218,6 +221,8 @@ class _Pull:
             "lineage": [{"step": "pull", "from": self.origin, "sha256": [f.sha256 for f in files]}],
             "notes": list(notes),
         }
+        if self.adopted:
+            card["adopted"] = self.adopted
         return Artifact(
             ref=self.wanted.ref,
             format=listing.format,

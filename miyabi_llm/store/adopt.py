@@ -15,7 +15,7 @@ from miyabi_llm.config import Settings
 from miyabi_llm.errors import Corrupt, Missing
 from miyabi_llm.refs import Digest, is_safe_name
 
-How = Literal["reflink", "hardlink", "symlink", "copy"]
+How = Literal["reflink", "hardlink"]
 
 CHUNK = 1 << 20  # bytes read at a time
 FICLONE = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
@@ -96,29 +96,23 @@ def take(store: Adopter, sha256: Digest, size: int | None, name: str, settings: 
     return None
 
 
-def share(source: Path, target: Path, *, symlink: bool = True) -> How:
-    """Give `source`'s bytes the new name `target` at no cost in disk: a reflink, else a hard link, else a symlink.
+def share(source: Path, target: Path) -> How:
+    """Give `source`'s bytes the new name `target` at no cost in disk: a reflink, else a hard link.
 
-    `target` must not exist (FileExistsError); it appears whole or not at all only for links, so give a reflink a
-    temporary name and rename it. The mode of a hard-linked or symlinked file stays as it is: it is also the other
-    tool's file. A hard link is made only to a file of our own user, because its owner could change the bytes. Raises
-    OSError when nothing is possible; with `symlink=False` the caller then copies.
+    `target` must not exist (FileExistsError); it must be a temporary name, because a reflink is made in two steps. The
+    mode of a hard-linked file stays as it is: it is also the other tool's file. A hard link is made only to a file of
+    our own user, who could change the bytes anyway. Raises OSError when neither is possible: the caller then copies.
+
+    There is no symbolic link: the store takes any link among its blobs for a planted one, and bytes on another file
+    system can go or change without a trace in ours.
     """
     source = source.resolve(strict=True)
     if reflink(source, target):
         return "reflink"
-    if not hasattr(os, "getuid") or source.stat().st_uid == os.getuid():
-        try:
-            os.link(source, target)
-        except OSError as e:
-            if e.errno not in _CANNOT:
-                raise
-        else:
-            return "hardlink"
-    if not symlink:
-        raise OSError(errno.EXDEV, "cannot be shared: another file system or another owner", str(source))
-    target.symlink_to(source)
-    return "symlink"
+    if hasattr(os, "getuid") and source.stat().st_uid != os.getuid():
+        raise OSError(errno.EPERM, "another user's file cannot be shared", str(source))
+    os.link(source, target)
+    return "hardlink"
 
 
 def reflink(source: Path, target: Path) -> bool:

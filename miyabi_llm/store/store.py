@@ -172,7 +172,7 @@ class Store:
             target = self.scratch()
             try:
                 try:
-                    how: str = share(path, target, symlink=False)
+                    how: str = share(path, target)
                 except OSError:  # cannot be shared; if it cannot be read either, the copy says so
                     quietly_unlink(self.fs, target)
                     _copy(path, target)

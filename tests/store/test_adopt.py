@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from miyabi_llm import config
 from miyabi_llm.config import Settings
 from miyabi_llm.errors import AccessDenied, BadUsage, Corrupt, Unsafe
 from miyabi_llm.refs import Digest
-from miyabi_llm.store import adopt, link
+from miyabi_llm.store import Store, adopt, link
 
 from .tiny import artifact, gguf_file
 
@@ -138,20 +139,48 @@ def test_share_leaves_the_owners_file_as_it_is(tmp_path: Path) -> None:
         adopt.share(path, tmp_path / "ours")
 
 
-def test_share_across_file_systems_is_a_symlink_or_refused(tmp_path: Path) -> None:
+def test_share_across_file_systems_is_for_the_caller_to_copy(tmp_path: Path) -> None:
     other = Path("/dev/shm")
     if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("no second file system to write to")
-    path, _, _ = gguf_file(tmp_path / "theirs")
+    path, sha256, size = gguf_file(tmp_path / "theirs")
     target = other / f"miyabi-test-{os.getpid()}"
     try:
-        with pytest.raises(OSError, match="cannot be shared"):
-            adopt.share(path, target, symlink=False)
-        assert not target.exists()
-        assert adopt.share(path, target) == "symlink"
-        assert target.resolve() == path.resolve()
+        with pytest.raises(OSError, match="cross-device"):
+            adopt.share(path, target)
+        assert not os.path.lexists(target)
+        assert Store(target).adopt(path, sha256) == (sha256, size, "copy")
     finally:
-        target.unlink(missing_ok=True)
+        shutil.rmtree(target, ignore_errors=True)
+
+
+def test_an_adopted_blob_keeps_the_owners_mode_and_changed_bytes_are_found(tmp_path: Path) -> None:
+    path, sha256, size = gguf_file(tmp_path / "theirs.gguf")
+    path.chmod(0o640)
+    store = Store(tmp_path / "store")
+    art = artifact("file:/theirs.gguf", path, sha256)
+    how = store.adopt(path, sha256)[2]
+    store.publish(art)
+    assert all(c.ok for c in store.verify(art))
+    assert path.stat().st_mode & 0o777 == 0o640
+    if how == "hardlink":  # their tool changes its file, which is ours too
+        with path.open("r+b") as f:
+            f.seek(size - 1)
+            f.write(b"\1")
+        (check,) = store.verify(art)
+        assert (check.ok, check.sha256) == (False, sha256)
+        assert check.found != sha256
+        assert path.exists()  # only our name of the bytes went to quarantine
+        assert not store.has(sha256)
+
+
+def test_bytes_that_are_not_the_wanted_ones_are_not_adopted(tmp_path: Path) -> None:
+    path, sha256, _ = gguf_file(tmp_path / "theirs.gguf")
+    store = Store(tmp_path / "store")
+    with pytest.raises(Corrupt):
+        store.adopt(path, Digest("3" * 64))
+    assert not store.has(sha256)
+    assert list((tmp_path / "store/parts").iterdir()) == []
 
 
 def test_the_hub_client_reads_what_link_wrote(settings: Settings, tmp_path: Path) -> None:
@@ -272,3 +301,16 @@ def test_a_folder_of_another_user_is_named(settings: Settings, tmp_path: Path) -
     root.chmod(0o500)
     with pytest.raises(AccessDenied, match="denied"):
         link.link("ollama", artifact("hf:Pub/R", path, sha256, name="a.gguf"), {"a.gguf": path}, settings)
+
+
+def test_the_card_says_whose_bytes_were_adopted(settings: Settings, tmp_path: Path) -> None:
+    from miyabi_llm.pull import pull
+    from miyabi_llm.refs import ModelRef
+
+    path, sha256, _ = gguf_file(_ollama(settings, gguf_file(tmp_path / "x")[1]))
+    loose, _, _ = gguf_file(tmp_path / "loose.gguf", "loose")
+    store = Store(settings.store)
+    art = pull(ModelRef.parse(str(loose)), store, settings)
+    assert [(a["file"], a["from"]) for a in art.card["adopted"]] == [("loose.gguf", str(loose))]
+    how = adopt.take(store, sha256, path.stat().st_size, "tiny.gguf", settings)
+    assert how == (path.resolve(), art.card["adopted"][0]["how"])
