@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from miyabi_llm.errors import BadUsage, ModelMissing
-from miyabi_llm.types import Endpoint, Event, OnEvent, Secret
+from miyabi_llm.errors import BadUsage, MiyabiError, ModelMissing
+from miyabi_llm.types import Artifact, Endpoint, Event, OnEvent, Secret
 
 if TYPE_CHECKING:
     from miyabi_llm.client import Message
     from miyabi_llm.config import Settings
+    from miyabi_llm.store import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,5 +85,62 @@ def _remote(wish: Wish, settings: Settings) -> Endpoint:
 
 @contextmanager
 def _local(wish: Wish, settings: Settings, on_event: OnEvent) -> Iterator[Endpoint]:
-    raise BadUsage("not yet", hint="Use --url.")
-    yield
+    from miyabi_llm import serve
+    from miyabi_llm.cli import plans
+    from miyabi_llm.store import Store
+
+    store = Store(settings.store)
+    artifact = _artifact(wish, store, settings, on_event)
+    with store.lease(artifact):
+        found = None if wish.backend else serve.find_running(artifact, settings)
+        if found is not None and _roomy(found, wish.ctx):
+            yield found
+            return
+        ctx = wish.ctx or _context(wish, store.files(artifact))
+        plan = plans.make(artifact, store, settings, plans.Wanted(wish.backend, ctx=ctx, key=serve.new_key()))
+        on_event(Event("phase", "starting", f"{plan.endpoint.model} with {plan.backend}"))
+        with serve.running(plan, settings, on_event, artifact=artifact) as endpoint:
+            yield endpoint
+
+
+def _artifact(wish: Wish, store: Store, settings: Settings, on_event: OnEvent) -> Artifact:
+    """The stored model; where it is missing, pulled on `--pull` or when the person at the terminal says so."""
+    from miyabi_llm.cli import stored
+
+    name = wish.ref if wish.ref and wish.ref != "-" else settings.default_model
+    try:
+        return stored.find(name, store, settings)
+    except ModelMissing as e:
+        if e.details.get("damaged") or not (wish.pull or _agrees(e)):
+            raise
+    from miyabi_llm import pull
+
+    return pull.pull(stored.parse(name, settings), store, settings, on_event)
+
+
+def _agrees(missing: ModelMissing) -> bool:
+    if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    print(f"{missing.message}. Pull it now? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _roomy(endpoint: Endpoint, ctx: int | None) -> bool:
+    """Whether a running server has the context that was asked for."""
+    if ctx is None:
+        return True
+    from miyabi_llm.client import Client
+
+    with Client(endpoint) as client:
+        return (client.context_size() or 0) >= ctx
+
+
+def _context(wish: Wish, files: Mapping[str, Path]) -> int | None:
+    """The context the question needs, never more than the model was trained for; None for the usual one."""
+    from miyabi_llm import chat, fit
+
+    try:
+        most = fit.read_header(files).context_length
+    except MiyabiError:
+        most = None  # no GGUF: the backend decides, and the question is counted before it is sent
+    return chat.context_for(wish.messages, wish.max_tokens, most)
