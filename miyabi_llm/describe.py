@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,20 +138,7 @@ def _safetensors(
     files: Mapping[str, Path], weights: Mapping[str, Path], known: tuple[str, int], artifact: Artifact | None
 ) -> Description:
     name, size = known
-    types: dict[str, tuple[int, int]] = {}
-    parameters, keys = 0, dict[str, Any]()
-    for path in weights.values():
-        with path.open("rb") as f:
-            header = safetensors.read(f, path.stat().st_size)
-        keys |= header.metadata
-        for kind, (n, size_) in header.histogram.items():
-            before = types.get(kind, (0, 0))
-            types[kind] = (before[0] + n, before[1] + size_)
-        for tensor in header.tensors:
-            count = 1
-            for dim in tensor.shape:
-                count *= dim
-            parameters += count
+    types, parameters, keys = _weights(weights.values())
     config = _config(files, "config.json")
     architectures = config.get("architectures")
     chat = _config(files, "tokenizer_config.json").get("chat_template")
@@ -172,6 +160,21 @@ def _safetensors(
         keys=keys | config,
         template=chat if isinstance(chat, str) else None,
     )
+
+
+def _weights(paths: Iterable[Path]) -> tuple[dict[str, tuple[int, int]], int, dict[str, Any]]:
+    """(number format -> (tensors, bytes), numbers in all, metadata) of all shards."""
+    types: dict[str, tuple[int, int]] = {}
+    parameters, metadata = 0, dict[str, Any]()
+    for path in paths:
+        with path.open("rb") as f:
+            header = safetensors.read(f, path.stat().st_size)
+        metadata |= header.metadata
+        parameters += sum(math.prod(t.shape) for t in header.tensors)
+        for kind, (n, size) in header.histogram.items():
+            before = types.get(kind, (0, 0))
+            types[kind] = (before[0] + n, before[1] + size)
+    return types, parameters, metadata
 
 
 def _config(files: Mapping[str, Path], name: str) -> dict[str, Any]:

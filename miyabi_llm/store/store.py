@@ -257,13 +257,14 @@ class Store:
             views.drop(self.fs, self.layout.views / views.key(gone))
         if needs.unreadable:
             return Removed(ref, 0, f"{needs.unreadable} manifests cannot be read and may need its files")
-        freed = 0
+        freed = shared = 0
         for sha256 in mine - needs.blobs:
             size = self.blobs.size(sha256)
             if size is not None:
+                alone = self.fs.lstat(self.layout.blob(sha256)).st_nlink == 1
                 self.fs.unlink(self.layout.blob(sha256))
-                freed += size
-        return Removed(ref, freed)
+                freed, shared = (freed + size, shared) if alone else (freed, shared + size)
+        return Removed(ref, freed, f"{shared:,} bytes stay on the disk: another tool has them too" if shared else "")
 
     def prune(self, *, dry_run: bool = True) -> Pruned:
         """Remove (or only list) blobs no model needs, partial downloads and leftovers older than an hour."""

@@ -258,7 +258,9 @@ def test_link(store: Store, say: Callable[..., Said], tmp_path: Path) -> None:
     assert rc == 2
     assert "lm-studio" in err
     assert say("link", NAME)[0] == 2
-    assert say("rm", NAME)[0] == 0  # the other tools keep their names of the bytes
+    rc, found, _ = say("rm", NAME, "--json")
+    assert (rc, found[0]["bytes"]) == (0, 0)  # the other tools keep their names of the bytes
+    assert "another tool" in found[0]["kept"]
     assert Path(path).read_bytes() == gguf_bytes("x")
 
 
