@@ -114,7 +114,8 @@ class Supervisor:
                     if not self._restart(reason):
                         break
                     dog.reset()
-        self.ended.set()
+        if not self._stopping.is_set():  # else `stop` says when it is over
+            self.ended.set()
 
     def _restart(self, reason: MiyabiError) -> bool:
         """Bring the server up again, waiting longer each time. False when it is given up or asked to stop."""
