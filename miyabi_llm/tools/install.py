@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 From = Literal["auto", "release", "build"]
 GetSource = Callable[[lock.SourcePin, Path | None, Path, Mapping[str, str], OnEvent, Path], Path]
+GetBuilders = Callable[[Settings, OnEvent, Path], toolchain.Builders]
 TOOLS = ("llama-quantize", "llama-bench", "llama-perplexity", "llama-gguf-split", "llama-imatrix", "llama-export-lora")
 
 
@@ -34,13 +35,18 @@ def _download(
     return sdist.download(pin, python, into, env, on_event, log=log)
 
 
+def _builders(settings: Settings, on_event: OnEvent, log: Path) -> toolchain.Builders:
+    return toolchain.builders(settings, on_event, log=log)
+
+
 @dataclass(frozen=True, slots=True)
 class World:
-    """What an installation takes from outside: the pins, the machine, the index, the web."""
+    """What an installation takes from outside: the pins, the machine, the index, build tools, the web."""
 
     pins: lock.Lock = field(default_factory=lock.load)
     hardware: machine.Hardware | None = None
     get_source: GetSource = _download
+    get_builders: GetBuilders = _builders
     client: httpx.Client | None = None
 
 
@@ -191,7 +197,7 @@ def _from_source(
     folder = installed.root(settings) / f"b{world.pins.build}-build-{build.key(flags, cc)}"
     folder.mkdir(exist_ok=True)
     on_event(Event("phase", "tools", "cmake and ninja"))
-    builders = toolchain.builders(settings, on_event, log=folder / build.LOG)
+    builders = world.get_builders(settings, on_event, folder / build.LOG)
     order = build.Order(folder, flags, cc, builders, build.jobs(hardware), settings.env)
     if not (order.source / "CMakeLists.txt").is_file():
         _unpack_source(order, world, on_event)
