@@ -225,7 +225,7 @@ class _Handler(BaseHTTPRequestHandler):
             status, body = fault.status or 302, b"moved"
             headers["Location"] = fault.redirect
         elif fault.status:
-            status, body = fault.status, b"scripted"
+            status, body, headers = fault.status, b"scripted", {}
         elif fault.html:
             body, headers["Content-Type"] = PAGE, "text/html; charset=utf-8"
         elif answer.ranges and not fault.no_range:

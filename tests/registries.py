@@ -35,7 +35,9 @@ class Hub:
         self.server.route(r"/api/models/([^/]+/[^/]+)/paths-info/(.+)", self._paths)
         self.server.route(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self._resolve)
 
-    def add(self, repo: str, files: Mapping[str, bytes], lfs: tuple[str, ...] = (".gguf", ".safetensors"), **more: Any) -> None:
+    def add(
+        self, repo: str, files: Mapping[str, bytes], lfs: tuple[str, ...] = (".gguf", ".safetensors"), **more: Any
+    ) -> None:
         """A repository. `more`: token (needed to see it), gated, license, siblings (raw, instead of the files)."""
         self.repos[repo] = {"files": dict(files), "lfs": lfs, **more}
 

@@ -83,7 +83,7 @@ def check_status(response: Response, file: RemoteFile) -> None:
     if status == 416:
         raise Restart("the server refuses the range", ranges=False)
     if status in (408, 421, 425, 429) or status >= 500:
-        raise Hiccup(f"the server answered {status}", retry_after(response.headers))
+        raise Hiccup(f"the server answered {status}", retry_after(response.headers.get("retry-after", "")))
     if status not in (200, 206):
         raise NetworkError(f"{where}: the server answered {status}")
     if response.headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
@@ -107,9 +107,9 @@ def _page(file: RemoteFile) -> NetworkError:
     )
 
 
-def retry_after(headers: httpx.Headers) -> float | None:
-    """Seconds the server asks to wait, from a number or a date; None when it does not say."""
-    text = headers.get("retry-after", "").strip()
+def retry_after(text: str) -> float | None:
+    """Seconds a Retry-After header asks to wait, as a number or a date; None when it does not say."""
+    text = text.strip()
     if text.isascii() and text.isdigit() and len(text) < 10:
         return float(text)
     try:

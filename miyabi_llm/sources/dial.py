@@ -86,7 +86,7 @@ class Dialer(httpcore.NetworkBackend):
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as e:
                 error = e
                 continue
-            return self.keep(_Stream(stream, self))
+            return self.keep(_Stream(stream, self, (address, port)))
         raise type(error)(f"{host}:{port}: {error}")
 
     def _judge(self, host: str, address: str) -> None:
@@ -119,8 +119,8 @@ class Dialer(httpcore.NetworkBackend):
 class _Stream(httpcore.NetworkStream):
     """A connection that reads in larger pieces than the HTTP library asks for, and can be woken up."""
 
-    def __init__(self, inner: httpcore.NetworkStream, dialer: Dialer) -> None:
-        self._inner, self._dialer = inner, dialer
+    def __init__(self, inner: httpcore.NetworkStream, dialer: Dialer, address: tuple[str, int]) -> None:
+        self._inner, self._dialer, self._address = inner, dialer, address
         self.socket: socket.socket = inner.get_extra_info("socket")
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
@@ -141,11 +141,12 @@ class _Stream(httpcore.NetworkStream):
     ) -> httpcore.NetworkStream:
         """The same connection, encrypted."""
         self._dialer.forget(self)
-        return self._dialer.keep(_Stream(self._inner.start_tls(ssl_context, server_hostname, timeout), self._dialer))
+        inner = self._inner.start_tls(ssl_context, server_hostname, timeout)
+        return self._dialer.keep(_Stream(inner, self._dialer, self._address))
 
     def get_extra_info(self, info: str) -> Any:
-        """What the HTTP library knows of the connection."""
-        return self._inner.get_extra_info(info)
+        """What the HTTP library knows of the connection; `server_addr` is the address that was judged."""
+        return self._address if info == "server_addr" else self._inner.get_extra_info(info)
 
 
 def proxy_for(url: httpx.URL, env: Mapping[str, str]) -> str | None:

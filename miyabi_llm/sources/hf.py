@@ -12,11 +12,12 @@ from urllib.parse import quote
 from miyabi_llm.config import Settings
 from miyabi_llm.errors import AccessDenied, Corrupt, MiyabiError, ModelMissing, NetworkError, Unsafe
 from miyabi_llm.refs import ModelRef, digest, is_safe_name
+from miyabi_llm.sources import answers
 from miyabi_llm.sources.base import Part
 from miyabi_llm.sources.hf_files import HubFile, choose
-from miyabi_llm.sources.net import Credential, Session
+from miyabi_llm.sources.net import Credential, Hiccup, Session
 from miyabi_llm.sources.transfer import download
-from miyabi_llm.sources.tries import Limits, get
+from miyabi_llm.sources.tries import Limits, get, retried
 from miyabi_llm.types import Listing, OnEvent, RemoteFile
 
 INDEX_MOST = 64 * 2**20  # bytes of a shard index
@@ -80,19 +81,25 @@ class HfSource:
         if self._settings.offline:
             raise _offline(ref)
         api = HfApi(endpoint=self._settings.hf_endpoint, token=self._token() or False, library_name="miyabi-llm")
+
+        def ask() -> Any:
+            try:
+                return api.model_info(ref.name, revision=ref.revision, files_metadata=True, timeout=TIMEOUT)
+            except HfHubHTTPError as e:
+                if e.response.status_code in (408, 429) or e.response.status_code >= 500:
+                    wait = answers.retry_after(e.response.headers.get("retry-after", ""))
+                    raise Hiccup(f"the hub answered {e.response.status_code}", wait) from e
+                raise self._refused(ref, e) from e
+            except _http_error(HfHubHTTPError) as e:
+                raise Hiccup(f"it does not answer: {e or type(e).__name__}") from e
+
         try:
-            return api.model_info(ref.name, revision=ref.revision, files_metadata=True, timeout=TIMEOUT)
+            question = RemoteFile(str(ref), None, None, (f"{self._settings.hf_endpoint}/api/models/{ref.name}",))
+            return retried(ask, question, self._limits or Limits())
         except OfflineModeIsEnabled:
             raise _offline(ref) from None
         except HFValidationError as e:
             raise ModelMissing(f"{ref}: {e}", hint="Check the spelling.") from e
-        except HfHubHTTPError as e:
-            raise self._refused(ref, e) from e
-        except _http_error(HfHubHTTPError) as e:
-            raise NetworkError(
-                f"{self._settings.hf_endpoint} does not answer: {e or type(e).__name__}",
-                hint="Check the connection, or set MIYABI_OFFLINE=1 to use only what is here.",
-            ) from e
         except (ValueError, TypeError, KeyError, AttributeError) as e:
             raise NetworkError(f"{ref}: the hub's answer cannot be read: {e}") from e
 
@@ -119,7 +126,7 @@ class HfSource:
             return AccessDenied(f"{page}: {status}, the hub refuses", hint=_LOGIN)
         if status in (404, 410):
             return ModelMissing(f"{page} is not there", hint="Check the spelling.")
-        return NetworkError(f"{page}: the hub answered {status}", hint="Try again in a minute.")
+        return NetworkError(f"{page}: the hub answered {status}")
 
     @contextmanager
     def _explained(self, what: str) -> Iterator[None]:

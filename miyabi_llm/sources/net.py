@@ -149,8 +149,7 @@ class Session:
                     yield Response(here, answer)
                     return
                 _finish(answer)
-                peer = answer.extensions["network_stream"].get_extra_info("server_addr")
-                floor = max(floor, reach(peer[0]) if peer else Reach.PUBLIC)
+                floor = max(floor, self._reached(here, answer))
                 here = _next(here, httpx.Headers(answer.headers).get("location"))
         raise NetworkError(f"{shown(httpx.URL(url))}: more than {HOPS} redirects")
 
@@ -176,6 +175,12 @@ class Session:
                     hint="Behind a company proxy, name its certificate in SSL_CERT_FILE.",
                 ) from e
             raise Hiccup(_why(e)) from e
+
+    def _reached(self, url: httpx.URL, answer: httpcore.Response) -> Reach:
+        """How public the place was that gave `answer`; behind a proxy, as public as can be."""
+        if proxy_for(url, self._settings.env):
+            return Reach.PUBLIC
+        return reach(answer.extensions["network_stream"].get_extra_info("server_addr")[0])
 
     def _pool(self, url: httpx.URL, floor: Reach) -> httpcore.ConnectionPool:
         proxy = proxy_for(url, self._settings.env)
@@ -227,6 +232,8 @@ def tls_context(env: Mapping[str, str]) -> ssl.SSLContext:
 def _check_url(url: httpx.URL) -> None:
     if url.scheme not in ("https", "http") or not url.host:
         raise Unsafe(f"{shown(url)!r} is not an https:// address")
+    if not 0 < (url.port or 443) < 65536:
+        raise NetworkError(f"{shown(url)!r} has no port")
     if url.userinfo:
         raise Unsafe(f"an address with a user or password in it is refused (host {url.host})")
 

@@ -31,7 +31,7 @@ ACCEPT = "application/vnd.docker.distribution.manifest.v2+json, application/vnd.
 
 _PREFIX = "application/vnd.ollama.image."
 # layer kind -> the file's name in the artifact
-_NAMES = {
+MEDIA_TYPES = {
     "model": "model.gguf",
     "projector": "projector.gguf",
     "adapter": "adapter.gguf",
@@ -133,9 +133,9 @@ def parse_manifest(body: bytes, what: str) -> tuple[tuple[Layer, ...], tuple[str
         layer = _layer(entry, f"layer {number} of {what}")
         if layers.setdefault(layer.digest, layer) != layer:
             raise Corrupt(f"layer {number} of {what} contradicts another layer of the same digest")
-    known = tuple(layer for layer in layers.values() if layer.kind in _NAMES)
+    known = tuple(layer for layer in layers.values() if layer.kind in MEDIA_TYPES)
     counts = Counter(layer.kind for layer in known)
-    unknown = sorted({layer.kind for layer in layers.values()} - set(_NAMES))
+    unknown = sorted({layer.kind for layer in layers.values()} - set(MEDIA_TYPES))
     if not counts["model"]:
         raise Corrupt(
             f"{what} has no GGUF layer, only {', '.join(unknown) or 'others'}",
@@ -168,7 +168,7 @@ def _named(layers: tuple[Layer, ...]) -> Iterator[tuple[str, Layer]]:
     seen: Counter[str] = Counter()
     for layer in layers:
         seen[layer.kind] += 1
-        stem, dot, end = _NAMES[layer.kind].partition(".")
+        stem, dot, end = MEDIA_TYPES[layer.kind].partition(".")
         yield (f"{stem}-{seen[layer.kind]}{dot}{end}" if seen[layer.kind] > 1 else stem + dot + end), layer
 
 

@@ -160,7 +160,9 @@ def test_s11_a_server_without_ranges(server: Faultd, puller: Puller, how: Fault)
     assert puller.pull(server.url + "/m.gguf") == DATA
 
 
-@pytest.mark.parametrize("text", ["bytes 1-65536/716813", "bytes 0-65535/999", "bytes 0-65535/*", "lines 0-1/2", "x" * 9000])
+@pytest.mark.parametrize(
+    "text", ["bytes 1-65536/716813", "bytes 0-65535/999", "bytes 0-65535/*", "lines 0-1/2", "x" * 9000]
+)
 def test_s12_a_wrong_content_range_is_not_believed(server: Faultd, puller: Puller, text: str) -> None:
     server.script("/m.gguf", Fault(content_range=text))
     try:
