@@ -36,24 +36,19 @@ def load(fs: Fs, path: Path) -> Journal | None:
         return None
 
 
-def save(fs: Fs, path: Path, journal: Journal, *, durable: bool = False) -> None:
-    """Replace the journal. The caller has made the ranges in it durable before, and holds the part's lock.
-
-    Without `durable` a power cut may bring an older journal back: it claims less, so it is right too.
-    """
+def save(fs: Fs, path: Path, journal: Journal) -> None:
+    """Replace the journal, durably. The caller has made its ranges durable before, and holds the part's lock."""
     body = {"validator": journal.validator, "size": journal.size, "done": [list(r) for r in journal.done]}
     data = json.dumps({"sum": _sum(body), "body": body}).encode()
     tmp = path.with_name(path.name + ".tmp")
     fd = fs.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     try:
         write_all(fs, fd, data, 0)
-        if durable:
-            fs.fsync(fd)
+        fs.fsync(fd)
     finally:
         fs.close(fd)
     fs.rename(tmp, path)
-    if durable:
-        fs.fsync_dir(path.parent)
+    fs.fsync_dir(path.parent)
 
 
 def _sum(body: Any) -> str:

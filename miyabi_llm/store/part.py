@@ -84,14 +84,9 @@ class Part:
         if self._present:
             return
         with explained(self._files.data, need=size):
-            untouched = self._fs.fstat(self._fd).st_size == 0
             self._validator, self._size = validator, size if size is not None else self._declared
-            if not untouched or self._files.resumable:
-                self._close()
-                self._record(Ranges(), durable_now=True)  # first: the old bytes must never count as the new file's
-                if not untouched:
-                    self._fs.unlink(self._files.data)
-                self._open_data(Ranges())
+            if self._fs.fstat(self._fd).st_size:
+                self._start_over()
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Put all of `data` at `offset`. Raises Corrupt beyond the size, DiskFull or MiyabiError from the disk."""
@@ -130,7 +125,8 @@ class Part:
             try:
                 self._accept(found, sha256, size)
             except Corrupt:
-                self._drop()
+                self._validator = None
+                self._start_over()
                 raise
             self._blobs.publish(self._files.data, self._fd, found)
             self._fs.close(self._fd)
@@ -172,9 +168,11 @@ class Part:
             if known is not None and not _fits(known, self._size, found.st_size if found else None):
                 known = None
             if known is None:
-                for path in (paths.journal, paths.data):
-                    if is_regular(self._fs, path):
-                        self._fs.unlink(path)
+                if is_regular(self._fs, paths.journal):
+                    self._fs.unlink(paths.journal)
+                    self._fs.fsync_dir(paths.journal.parent)  # it must not come back beside new bytes
+                if found:
+                    self._fs.unlink(paths.data)
         if known is not None:
             self._validator, self._size = known.validator, known.size if self._size is None else self._size
         self._open_data(Ranges(known.done if known else ()))
@@ -183,18 +181,17 @@ class Part:
         self._fd = open_regular(self._fs, self._files.data, os.O_RDWR | os.O_CREAT)
         self._follower = Follower(self._fs, self._files.data, self._fd, done, self._record, self._step)
 
-    def _record(self, durable: Ranges, *, durable_now: bool = False) -> None:
-        if self._files.resumable:
-            state = journal.Journal(self._validator, self._size, tuple(durable.pairs()))
-            journal.save(self._fs, self._files.journal, state, durable=durable_now)
-
-    def _drop(self) -> None:
-        """Forget bytes that are not the wanted ones, so that they cannot be taken for a download to continue."""
+    def _start_over(self) -> None:
+        """Drop all bytes. The journal goes first: old bytes, or zeros, must never count as the new file's."""
         self._close()
-        self._validator = None
-        self._record(Ranges(), durable_now=True)
+        self._record(Ranges())
         self._fs.unlink(self._files.data)
         self._open_data(Ranges())
+
+    def _record(self, durable: Ranges) -> None:
+        if self._files.resumable:
+            state = journal.Journal(self._validator, self._size, tuple(durable.pairs()))
+            journal.save(self._fs, self._files.journal, state)
 
     def _close(self) -> None:
         self._follower.stop()

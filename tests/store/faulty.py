@@ -6,7 +6,9 @@ import errno
 import hashlib
 import os
 import signal
+import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -226,6 +228,8 @@ def forked(work: Callable[[], int]) -> int:
         code = 99
         try:
             code = work()
+        except BaseException:
+            traceback.print_exc(file=sys.__stderr__)
         finally:
             os._exit(code)
     _, status = os.waitpid(pid, 0)

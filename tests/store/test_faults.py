@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
-import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,17 +18,6 @@ from miyabi_llm.store import Store
 
 from . import faulty, mutants
 from .faulty import EIO, ENOSPC, READS, REF, STEP, WRITES, FaultyFs, FullFs, Scene, Server, failing, forked, kill, pull
-
-
-@pytest.fixture
-def ground(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory where there is one: the loop syncs thousands of times."""
-    shm = Path("/dev/shm")
-    if not os.access(shm, os.W_OK):
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir=shm, prefix="miyabi-") as folder:
-        yield Path(folder)
 
 
 @dataclass(frozen=True)
