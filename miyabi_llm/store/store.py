@@ -27,25 +27,32 @@ _Findings = list[Finding]
 _Checks = list[FileCheck]
 _Survey = tuple[list[tuple[Artifact, str]], list[tuple[Path, MiyabiError]]]
 
-WAIT = 10.0  # seconds that a removal waits for pulls to end
+WAIT = 10.0  # seconds
 
 
 class Store:
     """A folder of verified bytes and of manifests that name them. Making one touches no disk.
 
-    `step` is how many bytes of a download are made durable at a time; `clock` gives the time in seconds.
+    `step` is how many bytes of a download are made durable at a time; `clock` gives the time in seconds;
+    `wait` is how long a removal waits for pulls to end, in seconds.
     """
 
     part_type: type[Part] = Part
 
     def __init__(
-        self, root: Path, fs: Fs | None = None, *, step: int = STEP, clock: Callable[[], float] = time.time
+        self,
+        root: Path,
+        fs: Fs | None = None,
+        *,
+        step: int = STEP,
+        clock: Callable[[], float] = time.time,
+        wait: float = WAIT,
     ) -> None:
         self.root = root
         self.fs = fs or Fs()
         self.layout = Layout(root)
         self.blobs = Blobs(self.fs, self.layout)
-        self._step, self._clock = step, clock
+        self._step, self._clock, self._wait = step, clock, wait
 
     # -- questions
 
@@ -231,7 +238,7 @@ class Store:
         with explained(path):
             if is_regular(self.fs, path) is None:
                 raise ModelMissing(f"{ref} is not in the store", hint="Run `miyabi-llm list`.")
-            lock = locks.take(self.fs, self.layout.lock, exclusive=True, timeout=WAIT)
+            lock = locks.take(self.fs, self.layout.lock, exclusive=True, timeout=self._wait)
             if lock is None:
                 raise gc.busy(self.root)
             try:
@@ -273,7 +280,7 @@ class Store:
         with explained(self.root):
             if dry_run:
                 return gc.Collector(self.fs, self.layout, self._needs(), None, self._clock).run(dry_run=True)
-            lock = locks.take(self.fs, self.layout.lock, exclusive=True, timeout=WAIT)
+            lock = locks.take(self.fs, self.layout.lock, exclusive=True, timeout=self._wait)
             if lock is None:
                 raise gc.busy(self.root)
             try:
