@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from miyabi_llm.store.fs import Fs, read_small, write_all
+from miyabi_llm.store.fs import Fs, explained, open_regular, read_small, write_all
 
 LIMIT = 4 << 20  # bytes; far more than any download's ranges need
 
@@ -37,18 +37,22 @@ def load(fs: Fs, path: Path) -> Journal | None:
 
 
 def save(fs: Fs, path: Path, journal: Journal) -> None:
-    """Replace the journal, durably. The caller has made its ranges durable before, and holds the part's lock."""
+    """Replace the journal, durably. The caller has made its ranges durable before, and holds the part's lock.
+
+    Raises DiskFull, Unsafe on a planted link, MiyabiError.
+    """
     body = {"validator": journal.validator, "size": journal.size, "done": [list(r) for r in journal.done]}
     data = json.dumps({"sum": _sum(body), "body": body}).encode()
     tmp = path.with_name(path.name + ".tmp")
-    fd = fs.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    try:
-        write_all(fs, fd, data, 0)
-        fs.fsync(fd)
-    finally:
-        fs.close(fd)
-    fs.rename(tmp, path)
-    fs.fsync_dir(path.parent)
+    with explained(tmp, need=len(data)):
+        fd = open_regular(fs, tmp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        try:
+            write_all(fs, fd, data, 0)
+            fs.fsync(fd)
+        finally:
+            fs.close(fd)
+        fs.rename(tmp, path)
+        fs.fsync_dir(path.parent)
 
 
 def _sum(body: Any) -> str:
