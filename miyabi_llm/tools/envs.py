@@ -46,13 +46,13 @@ def make(
 
     Raises Missing when Python cannot make environments here or the index does not give the packages.
     """
-    key = hashlib.sha256("\n".join((sys.version, sys.executable, *packages)).encode()).hexdigest()[:10]
+    base: str = getattr(sys, "_base_executable", None) or sys.executable
+    key = hashlib.sha256("\n".join((sys.version, base, *packages)).encode()).hexdigest()[:10]
     made = Env(root / f"{name}-{key}")
     if (made.folder / MARKER).is_file() and made.python.exists():
         return made
     shutil.rmtree(made.folder, ignore_errors=True)
     made.folder.parent.mkdir(parents=True, exist_ok=True)
-    base = getattr(sys, "_base_executable", None) or sys.executable
     commands: list[tuple[str, ...]] = [(base, "-m", "venv", str(made.folder))]
     if packages:
         commands.append((str(made.python), *PIP, "install", *RETRIES, "--only-binary", ":all:", *packages))

@@ -88,7 +88,8 @@ def install_programs(
             here = _from_release(names, settings, world, on_event, must=source == "release")
         if here is None:
             here = _from_source(names, settings, world, on_event, held)
-    on_event(Event("done", "install", ", ".join(f"{n}: {p.path}" for n, p in here.items())))
+    places = sorted({str(program.path.parent) for program in here.values()})
+    on_event(Event("done", "install", f"{', '.join(here)} in {', '.join(places)}"))
     return here
 
 

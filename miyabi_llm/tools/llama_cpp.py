@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,11 @@ def search(name: str, settings: Settings, *, timeout: float = TIMEOUT) -> Search
     rejected: list[Unusable] = []
     for kept in installed.programs(name, settings):
         return Search(kept)
+    start = time.monotonic()
     for path, word in candidates(name, settings.env.get("PATH", "")):
+        if time.monotonic() - start > 2 * timeout - 0.1:
+            rejected.append(Unusable(name, path, "was not looked at: those before it took too long"))
+            continue
         seen = inspect(path, name=name, word=word, env=settings.env, timeout=timeout)
         if isinstance(seen, Program):
             return Search(seen, tuple(rejected))

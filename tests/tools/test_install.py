@@ -1,6 +1,7 @@
 """The whole road of a build, with a tiny source: configured, compiled, published, found again."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 from miyabi_llm.config import Settings
 from miyabi_llm.errors import BadUsage, Corrupt, Missing, MiyabiError
-from miyabi_llm.tools import installed, llama_cpp
+from miyabi_llm.tools import build, installed, llama_cpp
 from miyabi_llm.tools.install import World, install, install_programs
 from miyabi_llm.tools.llama_cpp import SERVER
 from miyabi_llm.tools.lock import Lock, SourcePin
@@ -88,6 +89,10 @@ def test_a_build_from_source_and_its_tools(tmp_path: Path, index: Index) -> None
     assert both["llama-quantize"].path == folder / "bin" / "llama-quantize"
     assert both["llama-quantize"].has("--ctx-size")
     assert index.asked == ["fake"]
+
+    if readelf := shutil.which("readelf"):  # an empty entry would be the current directory
+        said = subprocess.run([readelf, "-d", program.path], capture_output=True, text=True, check=True).stdout
+        assert re.findall(r"R(?:UN)?PATH.*\[(.*)\]", said) == ["$ORIGIN"]
 
     moved = tmp_path / "moved"  # libraries are found beside the program, wherever it lies
     (folder / "bin").rename(moved)
@@ -200,6 +205,24 @@ def test_an_interrupted_build_kills_its_compilers_and_goes_on_later(tmp_path: Pa
     assert index.asked == []  # the source was kept
 
 
+@needs_cmake
+def test_a_killed_installer_keeps_the_next_one_out_while_its_compilers_live(tmp_path: Path, index: Index) -> None:
+    for name, real in (("slowcc", "cc"), ("slowcxx", "c++")):
+        text = f'case "$*" in *-c*main.cpp*) echo $$ >> {tmp_path}/pids; sleep 1.5; date +%s.%N > {tmp_path}/end;; esac'
+        script(tmp_path / "slow" / name, f'{text}\nexec {real} "$@"')
+    child = subprocess.Popen([sys.executable, "-c", INTERRUPTED, str(tmp_path)], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 40
+    while not (tmp_path / "pids").exists() and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    child.kill()
+    child.wait()
+    s, events = settings(tmp_path, tmp_path / "slow", CC="slowcc", CXX="slowcxx"), list[Event]()
+    assert installed.all_of(s) == []
+    program = install("llama-cpp", s, events.append, source="build", world=index.world)
+    assert any("waiting" in e.message for e in events)
+    assert program.how == "build"
+
+
 def test_without_a_compiler_the_command_to_type_is_named(tmp_path: Path, index: Index) -> None:
     s = Settings(
         **{f: getattr(settings(tmp_path), f) for f in ("home", "cache", "config", "user_home")}, env={"PATH": ""}
@@ -234,3 +257,17 @@ def test_a_program_that_changed_since_it_was_inspected_is_not_used(tmp_path: Pat
     assert installed.all_of(s) == []
     (folder / installed.MARKER).write_text('{"schema": 99}')
     assert installed.all_of(s) == []
+
+
+def test_the_guess_at_the_time_left_follows_the_measured_build() -> None:
+    """In the build it was taken from, 108 of 212 steps were done after 159 s, and 330 s were left."""
+    now, events = [0.0], list[Event]()
+    line = build.progress(events.append, clock=lambda: now[0])
+    line("-- a warning")
+    line("[3/212] Building")
+    now[0] = 159
+    line("[108/212] Building CXX object")
+    assert [e.done for e in events] == [3, 108]
+    assert events[0].message == ""
+    assert 250 < events[1].data["eta_s"] < 400
+    assert events[1].message == "about 5 min left"
