@@ -93,7 +93,7 @@ def test_two_models_of_one_quantization_are_a_question() -> None:
 
 @pytest.mark.parametrize("ref", [f"{HF}:F16", f"{HF}/m-f16-00002-of-00002.gguf"])
 def test_a_missing_part_is_an_error(ref: str) -> None:
-    with pytest.raises(Corrupt, match="m-f16-00001-of-00002.gguf"):
+    with pytest.raises(Corrupt, match=r"m-f16-00001-of-00002\.gguf"):
         names(ref, "m-f16-00002-of-00002.gguf")
 
 

@@ -150,12 +150,14 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tls") / "both.pem"
     names = "subjectAltName=DNS:public.example,DNS:inward.example,DNS:lan.example,IP:127.0.0.1"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-        + ["-subj", "/CN=public.example", "-addext", names, "-keyout", str(path), "-out", str(path) + ".crt"],
+        [
+            *"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2".split(),
+            *("-subj", "/CN=public.example", "-addext", names, "-keyout", str(path), "-out", f"{path}.crt"),
+        ],
         check=True,
         capture_output=True,
     )
-    path.write_text(path.read_text() + Path(str(path) + ".crt").read_text())
+    path.write_text(path.read_text() + Path(f"{path}.crt").read_text())
     return path
 
 

@@ -116,7 +116,7 @@ def test_a_realm_elsewhere_is_refused(server: Faultd, make: Make, realm: str) ->
         other.put("/token", b'{"token":"x"}')
         challenge = f'Bearer realm="{realm.format(other=other.port, port=server.port)}",service="s"'
         server.always(PATH, Fault(status=401, headers={"WWW-Authenticate": challenge}))
-        with pytest.raises(Unsafe, match="not itself|no place"):
+        with pytest.raises(Unsafe, match=r"not itself|no place"):
             make().list(ModelRef.parse("ollama:tiny"))
         assert other.requests == []
 
