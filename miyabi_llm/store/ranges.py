@@ -31,6 +31,8 @@ class Ranges:
 
     def discard(self, start: int, end: int) -> None:
         """Take `[start, end)` out."""
+        if start >= end:
+            return
         kept = [(a, b) for a, b in self.pairs() if b <= start or a >= end]
         kept += [(a, start) for a, b in self.pairs() if a < start < b]
         kept += [(end, b) for a, b in self.pairs() if a < end < b]
