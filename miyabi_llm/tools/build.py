@@ -8,13 +8,13 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from miyabi_llm.errors import DiskFull, MiyabiError
 from miyabi_llm.hardware import Hardware, disk_free, machine_key
 from miyabi_llm.tools.lock import Lock
-from miyabi_llm.tools.running import run_logged
+from miyabi_llm.tools.running import Shell
 from miyabi_llm.tools.toolchain import Builders, Compilers
 from miyabi_llm.types import Event, OnEvent
 
@@ -41,7 +41,7 @@ class Order:
     compilers: Compilers
     builders: Builders
     jobs: int
-    env: Mapping[str, str]
+    shell: Shell
 
     @property
     def source(self) -> Path:
@@ -52,11 +52,6 @@ class Order:
     def work(self) -> Path:
         """The build tree."""
         return self.folder / "work"
-
-    @property
-    def log(self) -> Path:
-        """Every line the tools said."""
-        return self.folder / LOG
 
 
 def cmake_flags(
@@ -95,45 +90,38 @@ def check_space(folder: Path) -> None:
         raise DiskFull(f"a build needs 1 GiB, {folder} has {free >> 20} MiB free", hint="Free some disk space.")
 
 
-def compile_targets(order: Order, targets: Sequence[str], on_event: OnEvent, *, keep_open: Sequence[int] = ()) -> None:
+def compile_targets(order: Order, targets: Sequence[str]) -> None:
     """Configure if needed, then build `targets` in `work`. An interrupted build goes on where it stopped.
 
     Raises MiyabiError with the compiler's first errors and the path of the log.
     """
     if not (order.work / "build.ninja").is_file():
         shutil.rmtree(order.work, ignore_errors=True)
-        on_event(Event("phase", "configure", f"llama.cpp with {order.compilers.version}"))
+        order.shell.on_event(Event("phase", "configure", f"llama.cpp with {order.compilers.version}"))
         argv = [str(order.builders.cmake), "-S", str(order.source), "-B", str(order.work), "-G", "Ninja"]
         argv += [f"-DCMAKE_MAKE_PROGRAM={order.builders.ninja}", *order.flags]
         argv += [f"-DCMAKE_C_COMPILER={order.compilers.c}", f"-DCMAKE_CXX_COMPILER={order.compilers.cxx}"]
         try:
-            _run(order, argv, "configure", on_event, keep_open=keep_open)
+            _run(order, argv, "configure")
         except BaseException:
             (order.work / "build.ninja").unlink(missing_ok=True)  # half a configuration must not be built on
             raise
-    on_event(Event("phase", "build", f"{', '.join(targets)} with {order.jobs} compilers at once; log: {order.log}"))
-    argv = [str(order.builders.cmake), "--build", str(order.work), "-j", str(order.jobs), "--target", *targets]
-    _run(order, argv, "build", on_event, on_line=progress(on_event), keep_open=keep_open)
-
-
-def _run(
-    order: Order,
-    argv: Sequence[str],
-    name: str,
-    on_event: OnEvent,
-    *,
-    on_line: Callable[[str], None] | None = None,
-    keep_open: Sequence[int] = (),
-) -> None:
-    env = {k: v for k, v in order.env.items() if k not in ("CMAKE_GENERATOR", "DESTDIR", "NINJA_STATUS")}
-    env |= {"NINJA_STATUS": "[%f/%t] ", "LC_ALL": "C"}
-    code, tail = run_logged(
-        argv, log=order.log, env=env, on_event=on_event, name=name, on_line=on_line, keep_open=keep_open
+    order.shell.on_event(
+        Event("phase", "build", f"{', '.join(targets)} with {order.jobs} compilers at once; log: {order.shell.log}")
     )
+    argv = [str(order.builders.cmake), "--build", str(order.work), "-j", str(order.jobs), "--target", *targets]
+    _run(order, argv, "build", progress(order.shell.on_event))
+
+
+def _run(order: Order, argv: Sequence[str], name: str, on_line: Callable[[str], None] | None = None) -> None:
+    env = {k: v for k, v in order.shell.env.items() if k not in ("CMAKE_GENERATOR", "DESTDIR", "NINJA_STATUS")}
+    env |= {"NINJA_STATUS": "[%f/%t] ", "LC_ALL": "C"}
+    code, tail = replace(order.shell, env=env).run(argv, name, on_line)
     if code != 0:
         errors = [line for line in tail if "error" in line.lower() or "FAILED" in line] or tail
         raise MiyabiError(
-            f"llama.cpp: {name} failed: " + "\n  ".join(errors[-5:] or [f"exit code {code}"]), hint=f"See {order.log}."
+            f"llama.cpp: {name} failed: " + "\n  ".join(errors[-5:] or [f"exit code {code}"]),
+            hint=f"See {order.shell.log}.",
         )
 
 

@@ -6,13 +6,12 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from miyabi_llm.errors import Missing
-from miyabi_llm.tools.running import run_logged
-from miyabi_llm.types import OnEvent
+from miyabi_llm.tools.running import Shell
 
 MARKER = "complete"
 
@@ -39,9 +38,7 @@ class Env:
         return Path(found) if found else None
 
 
-def make(
-    root: Path, name: str, packages: Sequence[str], env: Mapping[str, str], on_event: OnEvent, *, log: Path
-) -> Env:
+def make(root: Path, name: str, packages: Sequence[str], shell: Shell) -> Env:
     """The environment `name` with `packages`, made once under `root`; the caller holds the lock.
 
     Raises Missing when Python cannot make environments here or the index does not give the packages.
@@ -57,12 +54,12 @@ def make(
     if packages:
         commands.append((str(made.python), *PIP, "install", *RETRIES, "--only-binary", ":all:", *packages))
     for command in commands:
-        code, tail = run_logged(command, log=log, env=env, on_event=on_event, name=f"environment {name}")
+        code, tail = shell.run(command, f"environment {name}")
         if code != 0:
             shutil.rmtree(made.folder, ignore_errors=True)
             raise Missing(
                 f"no environment for {name}: {tail[-1] if tail else f'exit code {code}'}",
-                hint=f"See {log}. On Debian and Ubuntu: `sudo apt-get install python3-venv`.",
+                hint=f"See {shell.log}. On Debian and Ubuntu: `sudo apt-get install python3-venv`.",
             )
     (made.folder / MARKER).touch()
     return made

@@ -18,25 +18,16 @@ from miyabi_llm.errors import BackendMissing, BadUsage, Corrupt, Missing, Miyabi
 from miyabi_llm.tools import archive, build, compiler, installed, llama_cpp, lock, releases, sdist, toolchain
 from miyabi_llm.tools.installed import Installation, Kept
 from miyabi_llm.tools.program import How, Program
+from miyabi_llm.tools.running import Shell
 from miyabi_llm.types import Event, OnEvent, silent
 
 if TYPE_CHECKING:
     import httpx
 
 From = Literal["auto", "release", "build"]
-GetSource = Callable[[lock.SourcePin, Path | None, Path, Mapping[str, str], OnEvent, Path], Path]
-GetBuilders = Callable[[Settings, OnEvent, Path], toolchain.Builders]
+GetSource = Callable[[lock.SourcePin, Path | None, Path, Shell], Path]
+GetBuilders = Callable[[Settings, Shell], toolchain.Builders]
 TOOLS = ("llama-quantize", "llama-bench", "llama-perplexity", "llama-gguf-split", "llama-imatrix", "llama-export-lora")
-
-
-def _download(
-    pin: lock.SourcePin, python: Path | None, into: Path, env: Mapping[str, str], on_event: OnEvent, log: Path
-) -> Path:
-    return sdist.download(pin, python, into, env, on_event, log=log)
-
-
-def _builders(settings: Settings, on_event: OnEvent, log: Path) -> toolchain.Builders:
-    return toolchain.builders(settings, on_event, log=log)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +36,8 @@ class World:
 
     pins: lock.Lock = field(default_factory=lock.load)
     hardware: machine.Hardware | None = None
-    get_source: GetSource = _download
-    get_builders: GetBuilders = _builders
+    get_source: GetSource = sdist.download
+    get_builders: GetBuilders = toolchain.builders
     client: httpx.Client | None = None
 
 
@@ -198,14 +189,15 @@ def _from_source(
     folder = installed.root(settings) / f"b{world.pins.build}-build-{build.key(flags, cc)}"
     folder.mkdir(exist_ok=True)
     on_event(Event("phase", "tools", "cmake and ninja"))
-    builders = world.get_builders(settings, on_event, folder / build.LOG)
-    order = build.Order(folder, flags, cc, builders, build.jobs(hardware), settings.env)
+    shell = Shell(folder / build.LOG, settings.env, on_event, held)
+    builders = world.get_builders(settings, shell)
+    order = build.Order(folder, flags, cc, builders, build.jobs(hardware), shell)
     if not (order.source / "CMakeLists.txt").is_file():
-        _unpack_source(order, world, on_event)
+        _unpack_source(order, world)
     before = installed.read(folder)
     targets = sorted({*names, *(before.programs if before else ())})
     started = time.monotonic()
-    build.compile_targets(order, targets, on_event, keep_open=held)
+    build.compile_targets(order, targets)
     build.publish(order)
     source = {
         "dist": f"{world.pins.source.dist}=={world.pins.source.version}",
@@ -219,16 +211,16 @@ def _from_source(
     programs = _of(kept, names)
     if programs is None:
         lacking = ", ".join(name for name in names if kept.program(name) is None)
-        raise BackendMissing(f"the build made no usable {lacking}", hint=f"See {order.log}.")
+        raise BackendMissing(f"the build made no usable {lacking}", hint=f"See {shell.log}.")
     return programs
 
 
-def _unpack_source(order: build.Order, world: World, on_event: OnEvent) -> None:
+def _unpack_source(order: build.Order, world: World) -> None:
     pin = world.pins.source
-    on_event(Event("phase", "source", f"{pin.dist} {pin.version}"))
+    order.shell.on_event(Event("phase", "source", f"{pin.dist} {pin.version}"))
     place = Path(tempfile.mkdtemp(prefix=".sdist-", dir=order.folder))
     try:
-        found = world.get_source(pin, order.builders.python, place, order.env, on_event, order.log)
+        found = world.get_source(pin, order.builders.python, place, order.shell)
         sdist.unpack(found, pin, order.source)
     finally:
         shutil.rmtree(place, ignore_errors=True)

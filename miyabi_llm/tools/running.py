@@ -9,9 +9,10 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from miyabi_llm.types import Event, OnEvent
+from miyabi_llm.types import Event, OnEvent, silent
 
 TAIL = 25  # last lines kept for an error message
 LINE = 4096  # bytes of a line that are looked at
@@ -19,48 +20,55 @@ NICE = 10
 GRACE = 3.0  # seconds between asking a tree of compilers to stop and killing it
 
 
-def run_logged(
-    argv: Sequence[str],
-    *,
-    log: Path,
-    env: Mapping[str, str],
-    on_event: OnEvent,
-    name: str,
-    on_line: Callable[[str], None] | None = None,
-    keep_open: Sequence[int] = (),
-) -> tuple[int, list[str]]:
-    """Run `argv` politely (low priority) to its end; its exit code and last lines.
+@dataclass(frozen=True, slots=True)
+class Shell:
+    """Where helper programs run: their log, their environment, who hears of them.
 
-    Every line goes to `log`, and to `on_line` or as a log event. `keep_open` are file descriptors the children hold
-    too (a lock that must outlive us if we are killed). If this is interrupted, the whole process group dies first.
-    Raises OSError when the program cannot be started.
+    `keep_open` are file descriptors the children hold too: a lock that must outlive us if we are killed.
     """
-    tail: deque[str] = deque(maxlen=TAIL)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as out:
-        out.write(f"$ {' '.join(argv)}\n".encode())
-        out.flush()
-        child = subprocess.Popen(
+
+    log: Path
+    env: Mapping[str, str]
+    on_event: OnEvent = silent
+    keep_open: tuple[int, ...] = ()
+
+    def run(
+        self, argv: Sequence[str], name: str, on_line: Callable[[str], None] | None = None
+    ) -> tuple[int, list[str]]:
+        """Run `argv` politely (low priority) to its end; its exit code and last lines.
+
+        Every line goes to the log, and to `on_line` or as a log event. If this is interrupted, the whole process
+        group dies first. Raises OSError when the program cannot be started.
+        """
+        tail: deque[str] = deque(maxlen=TAIL)
+        hear = on_line or (lambda text: self.on_event(Event("log", name, text)))
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as out:
+            out.write(f"$ {' '.join(argv)}\n".encode())
+            out.flush()
+            child = self._start(argv)
+            try:
+                with contextlib.suppress(OSError, AttributeError):
+                    os.setpriority(os.PRIO_PGRP, child.pid, NICE)
+                for line in _lines(child):
+                    out.write(line)
+                    if text := line[:LINE].decode("utf-8", "replace").rstrip():
+                        tail.append(text)
+                        hear(text)
+                return child.wait(), list(tail)
+            finally:
+                _end(child)
+
+    def _start(self, argv: Sequence[str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
             list(argv),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=dict(env),
+            env=dict(self.env),
             start_new_session=os.name == "posix",
-            pass_fds=tuple(keep_open) if os.name == "posix" else (),
+            pass_fds=self.keep_open if os.name == "posix" else (),
         )
-        try:
-            with contextlib.suppress(OSError, AttributeError):
-                os.setpriority(os.PRIO_PGRP, child.pid, NICE)
-            for line in _lines(child):
-                out.write(line)
-                text = line[:LINE].decode("utf-8", "replace").rstrip()
-                if text:
-                    tail.append(text)
-                    (on_line or (lambda said: on_event(Event("log", name, said))))(text)
-            return child.wait(), list(tail)
-        finally:
-            _end(child)
 
 
 def _lines(child: subprocess.Popen[bytes]) -> Iterator[bytes]:

@@ -5,23 +5,19 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from miyabi_llm.errors import Corrupt, Missing, NetworkError
 from miyabi_llm.tools import archive
 from miyabi_llm.tools.envs import PIP, RETRIES
 from miyabi_llm.tools.lock import SourcePin
-from miyabi_llm.tools.running import run_logged
-from miyabi_llm.types import OnEvent
+from miyabi_llm.tools.running import Shell
 
 # Big, and in no target that is built here: vocabularies for the tests, documents, pictures.
 _LEFT_OUT = ("docs", "media", "tests", "benches", "examples", ".git", ".github", ".devops")
 
 
-def download(
-    pin: SourcePin, python: Path | None, into: Path, env: Mapping[str, str], on_event: OnEvent, *, log: Path
-) -> Path:
+def download(pin: SourcePin, python: Path | None, into: Path, shell: Shell) -> Path:
     """The distribution's archive in the folder `into`. pip checks the hash before it looks inside.
 
     Raises Missing without a pip, NetworkError when the index does not give it, Corrupt when it is another file.
@@ -35,13 +31,13 @@ def download(
     wanted.write_text(f"{pin.dist}=={pin.version} --hash=sha256:{pin.sha256}\n", encoding="utf-8")
     argv = [str(python), *PIP, "download", *RETRIES, "--no-deps", "--no-binary", pin.dist]
     argv += ["--require-hashes", "--dest", str(into), "--requirement", str(wanted)]
-    code, tail = run_logged(argv, log=log, env=env, on_event=on_event, name="source")
+    code, tail = shell.run(argv, "source")
     if code != 0:
         why = next((line for line in reversed(tail) if "error" in line.lower()), tail[-1] if tail else f"exit {code}")
-        raise NetworkError(f"{pin.dist} {pin.version} cannot be fetched: {why}", hint=f"See {log}.")
+        raise NetworkError(f"{pin.dist} {pin.version} cannot be fetched: {why}", hint=f"See {shell.log}.")
     found = sorted(into.glob("*.tar.gz"))
     if len(found) != 1:
-        raise NetworkError(f"pip brought no source of {pin.dist} {pin.version}", hint=f"See {log}.")
+        raise NetworkError(f"pip brought no source of {pin.dist} {pin.version}", hint=f"See {shell.log}.")
     return found[0]
 
 

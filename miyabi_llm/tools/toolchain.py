@@ -14,7 +14,8 @@ from miyabi_llm.config import Settings
 from miyabi_llm.errors import Missing
 from miyabi_llm.tools import envs
 from miyabi_llm.tools.program import run_briefly
-from miyabi_llm.types import Event, OnEvent
+from miyabi_llm.tools.running import Shell
+from miyabi_llm.types import Event
 
 CMAKE_FLOOR = (3, 14)  # llama.cpp's CMakeLists.txt: cmake_minimum_required(VERSION 3.14...)
 PROBE_TIMEOUT = 60.0  # seconds for a compiler to compile ten lines on a busy machine
@@ -110,14 +111,12 @@ def install_command(system: str, os_release: Mapping[str, str]) -> str:
 MakeEnv = Callable[[], envs.Env]
 
 
-def builders(settings: Settings, on_event: OnEvent, *, log: Path, make: MakeEnv | None = None) -> Builders:
+def builders(settings: Settings, shell: Shell, *, make: MakeEnv | None = None) -> Builders:
     """cmake and ninja in an environment of their own, else the system's. Raises Missing when there are neither.
 
     The environment comes first: its cmake is new enough everywhere, and its pip honours the user's own index.
     """
-    make = make or (
-        lambda: envs.make(settings.cache / "envs", "build", ("cmake", "ninja"), settings.env, on_event, log=log)
-    )
+    make = make or (lambda: envs.make(settings.cache / "envs", "build", ("cmake", "ninja"), shell))
     try:
         env = make()
     except (Missing, OSError) as e:
@@ -131,7 +130,7 @@ def builders(settings: Settings, on_event: OnEvent, *, log: Path, make: MakeEnv 
     path = settings.env.get("PATH", "")
     cmake_path, ninja_path = shutil.which("cmake", path=path), shutil.which("ninja", path=path)
     if cmake_path and ninja_path and _cmake_version(cmake_path, settings.env) >= CMAKE_FLOOR:
-        on_event(Event("warning", "cmake", f"using the system's: {trouble}"))
+        shell.on_event(Event("warning", "cmake", f"using the system's: {trouble}"))
         return Builders(Path(cmake_path), Path(ninja_path), python)
     raise Missing(f"no cmake and ninja: {trouble}", hint="Run `pipx install cmake ninja`, or install both packages.")
 

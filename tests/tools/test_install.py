@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,8 +18,9 @@ from miyabi_llm.tools import build, installed, llama_cpp
 from miyabi_llm.tools.install import World, install, install_programs
 from miyabi_llm.tools.llama_cpp import SERVER
 from miyabi_llm.tools.lock import Lock, SourcePin
+from miyabi_llm.tools.running import Shell
 from miyabi_llm.tools.toolchain import Builders
-from miyabi_llm.types import Event, OnEvent
+from miyabi_llm.types import Event
 from tests.tools.stubs import alive_in_group, script, server, settings, source
 
 needs_cmake = pytest.mark.skipif(
@@ -38,14 +38,12 @@ class Index:
     asked: list[str] = field(default_factory=list)
     slow: float = 0
 
-    def get(
-        self, pin: SourcePin, python: Path | None, into: Path, env: Mapping[str, str], on_event: OnEvent, log: Path
-    ) -> Path:
+    def get(self, pin: SourcePin, python: Path | None, into: Path, shell: Shell) -> Path:
         self.asked.append(pin.dist)
         time.sleep(self.slow)
         return Path(shutil.copy(self.archive, into / "fake-1.0.tar.gz"))
 
-    def builders(self, s: Settings, on_event: OnEvent, log: Path) -> Builders:
+    def builders(self, s: Settings, shell: Shell) -> Builders:
         path = "/usr/bin:/bin:/usr/local/bin"
         cmake, ninja = shutil.which("cmake", path=path), shutil.which("ninja", path=path)
         assert cmake

@@ -8,8 +8,9 @@ import pytest
 from miyabi_llm.errors import Missing, NetworkError
 from miyabi_llm.tools import envs, sdist
 from miyabi_llm.tools.lock import SourcePin
+from miyabi_llm.tools.running import Shell
 from miyabi_llm.tools.toolchain import builders, compilers, install_command
-from miyabi_llm.types import Event, silent
+from miyabi_llm.types import Event
 from tests.tools.stubs import script, settings
 
 
@@ -47,20 +48,20 @@ def test_no_environment_falls_back_to_the_systems_cmake(tmp_path: Path) -> None:
     script(tmp_path / "bin" / "ninja", "echo 1.11")
     events = list[Event]()
     s = settings(tmp_path, tmp_path / "bin")
-    found = builders(s, events.append, log=tmp_path / "log", make=fail)
+    found = builders(s, Shell(tmp_path / "log", s.env, events.append), make=fail)
     assert (found.cmake, found.python) == (tmp_path / "bin" / "cmake", None)
     assert any("no index" in e.message for e in events)
     script(tmp_path / "bin" / "cmake", "echo cmake version 3.10.2")
     with pytest.raises(Missing, match="no index"):
-        builders(s, silent, log=tmp_path / "log", make=fail)
+        builders(s, Shell(tmp_path / "log", s.env), make=fail)
 
 
 def test_an_environment_is_made_once(tmp_path: Path) -> None:
     s = settings(tmp_path)
-    made = envs.make(tmp_path / "envs", "empty", (), s.env, silent, log=tmp_path / "log")
+    made = envs.make(tmp_path / "envs", "empty", (), Shell(tmp_path / "log", s.env))
     assert made.python.exists()
     stamp = (made.folder / envs.MARKER).stat().st_mtime_ns
-    assert envs.make(tmp_path / "envs", "empty", (), s.env, silent, log=tmp_path / "log") == made
+    assert envs.make(tmp_path / "envs", "empty", (), Shell(tmp_path / "log", s.env)) == made
     assert (made.folder / envs.MARKER).stat().st_mtime_ns == stamp
 
 
@@ -73,7 +74,7 @@ def test_an_index_that_does_not_answer_leaves_no_environment(tmp_path: Path) -> 
         PIP_NO_INDEX="",
     )
     with pytest.raises(Missing):
-        envs.make(tmp_path / "envs", "x", ("no-such-thing-here",), s.env, silent, log=tmp_path / "log")
+        envs.make(tmp_path / "envs", "x", ("no-such-thing-here",), Shell(tmp_path / "log", s.env))
     assert list((tmp_path / "envs").iterdir()) == []
 
 
@@ -81,9 +82,9 @@ def test_a_failing_pip_is_told_with_its_own_words(tmp_path: Path) -> None:
     pin = SourcePin("fake", "1.0", "0" * 64, 1, "vendor")  # type: ignore[arg-type]
     python = script(tmp_path / "python", "echo 'ERROR: THESE PACKAGES DO NOT MATCH THE HASHES' >&2; exit 1")
     with pytest.raises(NetworkError, match="DO NOT MATCH"):
-        sdist.download(pin, python, tmp_path / "in", {"PATH": "/usr/bin:/bin"}, silent, log=tmp_path / "log")
+        sdist.download(pin, python, tmp_path / "in", Shell(tmp_path / "log", {"PATH": "/usr/bin:/bin"}))
     quiet = script(tmp_path / "python", "exit 0")
     with pytest.raises(NetworkError, match="no source"):
-        sdist.download(pin, quiet, tmp_path / "in", {"PATH": "/usr/bin:/bin"}, silent, log=tmp_path / "log")
+        sdist.download(pin, quiet, tmp_path / "in", Shell(tmp_path / "log", {"PATH": "/usr/bin:/bin"}))
     with pytest.raises(Missing):
-        sdist.download(pin, None, tmp_path / "in", {}, silent, log=tmp_path / "log")
+        sdist.download(pin, None, tmp_path / "in", Shell(tmp_path / "log", {}))
