@@ -155,7 +155,7 @@ class Shim:
 
     def _pump(self) -> bool:
         try:
-            data = os.read(self.pipe, CHUNK)
+            data = os.read(self.pipe, min(CHUNK, self.log.limit))
         except OSError:
             return False
         if data:

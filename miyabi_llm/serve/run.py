@@ -81,7 +81,10 @@ def _guarded(plan: LaunchPlan, settings: Settings, on_event: OnEvent, job: Job) 
         def notify(s: Status) -> None:
             nonlocal record
             record = replace(record, state=s.state, pid=s.pid, nonce=s.nonce, restarts=s.restarts, error=s.error)
-            folder.write(record)
+            try:
+                folder.write(record)
+            except OSError as e:  # a full disk must not end a server that works
+                on_event(Event("warning", "state", f"{settings.run} cannot be written: {e.strerror}"))
 
         supervisor = Supervisor(plan, settings.env, folder.log(job.name), job.limits, on_event, notify)
         try:

@@ -88,7 +88,9 @@ class RunDir:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise Running(f"{name} runs already", hint=f"Stop it with `miyabi-llm stop {name}`.") from None
+                there = self.read(name)
+                where = f" at {there.base_url}" if there is not None else ""
+                raise Running(f"{name} runs already{where}", hint=f"`miyabi-llm stop {name}` ends it.") from None
             except OSError:
                 pass  # a file system without locks: the record alone must do
             yield

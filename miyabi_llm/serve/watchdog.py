@@ -10,14 +10,16 @@ from miyabi_llm.serve.probe import Probe
 from miyabi_llm.serve.values import Limits
 from miyabi_llm.types import LaunchPlan
 
+PATIENCE = 10  # times `stall_s`, while it computes: a big batch on a slow processor shows nothing for long
+COMPUTING = 0.1  # share of one processor from which a server counts as computing
+
 
 class Watchdog:
     """Looks at a ready server from time to time.
 
-    A server that shows its requests in progress (`/slots`) is wedged when one makes no progress for `stall_s`.
-    An idle one is asked for a token, once after each burst of work: a server that nobody used since it last
-    answered is left alone, so that the probe costs no user his cached prompt. A server that shows nothing is asked
-    every time, and not called wedged as long as it uses the processor.
+    Progress is: a request in progress moved on (`/slots`), or a token came when asked. An idle server is asked once
+    after each burst of work: one that nobody used since it last answered is left alone, so that the probe costs no
+    user his cached prompt. Without progress for `stall_s` a server is wedged, for PATIENCE times that if it computes.
     """
 
     def __init__(self, plan: LaunchPlan, limits: Limits) -> None:
@@ -33,34 +35,45 @@ class Watchdog:
 
     def reset(self) -> None:
         """Begin anew, after a restart."""
-        self._due = time.monotonic() + self._every
-        self._seen, self._seen_at = b"", 0.0  # the last progress of a busy server, and when it was made
-        self._quiet = b""  # how an idle server looked after it last gave a token
+        self._moved = time.monotonic()
+        self._due = self._moved + self._every
+        self._shown = b""  # the slots of a busy server when last looked at
+        self._quiet = b""  # the slots of an idle server after it last gave a token
+        self._cpu = (self._moved, 0.0)  # when last looked at, and the processor time used until then
 
     def wedged(self, child: Child) -> str:
         """Why the server counts as wedged; empty when it does not, or it is not yet time to look."""
-        now = time.monotonic()
-        if now < self._due:
+        if time.monotonic() < self._due:
             return ""
-        try:
-            return self._look(child, now)
-        finally:
-            self._due = time.monotonic() + self._every
+        why = self._look()
+        now = time.monotonic()
+        self._due = now + self._every
+        computing = self._computes(child, now)
+        if not why:
+            self._moved = now
+            return ""
+        limit = self._limits.stall_s * (PATIENCE if computing else 1)
+        return f"{why} ({now - self._moved:.0f} s)" if now - self._moved >= limit and child.poll() is None else ""
 
-    def _look(self, child: Child, now: float) -> str:
+    def _look(self) -> str:
+        """Why no progress was seen; empty when some was."""
         stall = self._limits.stall_s
         state, shown = self._probe.slots(stall)
+        if state == "silent":
+            return "no answer about its requests"
         if state == "busy":
-            if shown != self._seen:
-                self._seen, self._seen_at = shown, now
-            return f"no progress for {now - self._seen_at:.0f} s" if now - self._seen_at >= stall else ""
-        self._seen = b""
+            moved, self._shown = shown != self._shown, shown
+            return "" if moved else "no progress on a request"
+        self._shown = b""
         if state == "idle" and shown == self._quiet:
             return ""
-        before = child.cpu_seconds()
-        outcome, why = self._probe.token(stall) if state != "silent" else ("silent", f"no answer within {stall:g} s")
-        if outcome == "ok":
-            self._quiet = self._probe.slots(stall)[1] if state == "idle" else b""
-        if outcome == "silent" and state == "unknown" and child.cpu_seconds() - before > 0.1 * stall:
-            return ""  # it computes: a long request before ours, as far as we can see
-        return why if outcome in ("silent", "broken") and child.poll() is None else ""
+        outcome, why = self._probe.token(stall)
+        if outcome in ("silent", "broken"):
+            return why
+        self._quiet = self._probe.slots(stall)[1] if state == "idle" else b""
+        return ""
+
+    def _computes(self, child: Child, now: float) -> bool:
+        (then, before), used = self._cpu, child.cpu_seconds()
+        self._cpu = (now, used)
+        return used - before > COMPUTING * (now - then)

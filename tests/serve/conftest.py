@@ -14,9 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from miyabi_llm import config
 from miyabi_llm.config import Settings
-from miyabi_llm.errors import BackendMissing
 from miyabi_llm.serve import Limits
 from miyabi_llm.types import Endpoint, LaunchPlan, Secret
 
@@ -107,29 +105,9 @@ def all_gone(word: str, within: float) -> bool:
     return True
 
 
-@pytest.fixture(scope="session")
-def real_server() -> Path:
-    """llama-server, as the product finds it on this machine."""
-    from miyabi_llm.tools import llama_cpp
-
-    try:
-        return llama_cpp.find("llama-server", config.load(os.environ)).path
-    except BackendMissing as e:
-        pytest.skip(f"no llama-server: {e.message}. `miyabi-llm backend install llama-cpp` brings it")
-
-
-@pytest.fixture(scope="session")
-def real_model(test_cache: Path) -> Path:
-    """A small real model: Gemma 3 270M."""
-    path = test_cache / "gemma-3-270m-q4_k_m.gguf"
-    if not path.exists():
-        pytest.skip(f"no small model at {path}")
-    return path
-
-
 @pytest.fixture
 def real_plan(real_server: Path, real_model: Path, port: int, alias: str) -> LaunchPlan:
     key = Secret(secrets.token_urlsafe(16))
     argv = (str(real_server), "-m", str(real_model), "--alias", alias, "--host", "127.0.0.1", "--port", str(port))
-    argv += ("-c", "512", "-np", "1", "-t", "2", "--offline")
+    argv += ("-c", "512", "-np", "1", "-t", "1", "--offline")
     return LaunchPlan("llama-cpp", argv, {"LLAMA_API_KEY": key}, Endpoint(f"http://127.0.0.1:{port}", alias, key=key))

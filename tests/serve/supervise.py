@@ -1,6 +1,7 @@
 """A supervisor in a process of its own, for the tests to kill.
 
-Arguments: HOME, the plan as JSON, and `forever`, `running` or `detach`. Writes one line to stdout when the server is ready.
+Arguments: HOME, the plan as JSON, and `forever`, `running` or `detach`.
+Writes one line to stdout when the server is ready.
 """
 
 import json
