@@ -97,6 +97,7 @@ class Faultd:
         self._routes: list[tuple[re.Pattern[str], Route]] = []
         self._scripts: dict[str, deque[Fault]] = {}
         self._always: dict[str, Fault] = {}
+        self._after: tuple[int, Callable[[], object]] | None = None
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
         self.stopped = threading.Event()
@@ -150,10 +151,17 @@ class Faultd:
         """The requests for `path`."""
         return [r for r in self.requests if r.path == path]
 
+    def after(self, count: int, do: Callable[[], object]) -> None:
+        """Run `do` before the request that comes after `count` more."""
+        self._after = (len(self.requests) + count, do)
+
     # used by the handler
 
     def next_fault(self, request: Request) -> Fault:
         with self._lock:
+            if self._after and len(self.requests) >= self._after[0]:
+                self._after[1]()
+                self._after = None
             self.requests.append(request)
             script = self._scripts.get(request.path)
             return script.popleft() if script else self._always.get(request.path, OK)

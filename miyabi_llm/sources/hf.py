@@ -15,7 +15,7 @@ from miyabi_llm.refs import ModelRef, digest, is_safe_name
 from miyabi_llm.sources import answers
 from miyabi_llm.sources.base import Part
 from miyabi_llm.sources.hf_files import HubFile, choose
-from miyabi_llm.sources.net import Credential, Hiccup, Session
+from miyabi_llm.sources.net import Credential, Hiccup, Session, check_endpoint
 from miyabi_llm.sources.transfer import download
 from miyabi_llm.sources.tries import Limits, get, retried
 from miyabi_llm.types import Listing, OnEvent, RemoteFile
@@ -80,6 +80,8 @@ class HfSource:
 
         if self._settings.offline:
             raise _offline(ref)
+        check_endpoint(self._settings.hf_endpoint)
+        self._credential()  # a token that no header can carry is refused before any library prints it
         api = HfApi(endpoint=self._settings.hf_endpoint, token=self._token() or False, library_name="miyabi-llm")
 
         def ask() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,13 +14,14 @@ import httpx
 
 from miyabi_llm import __version__
 from miyabi_llm.config import Settings
-from miyabi_llm.errors import NetworkError, Unsafe
+from miyabi_llm.errors import BadUsage, NetworkError, Unsafe
 from miyabi_llm.sources.dial import Dialer, Reach, Resolve, proxy_for, reach, system_resolve
 from miyabi_llm.types import Secret
 
 HOPS = 5  # redirects followed for one request
 USER_AGENT = f"miyabi-llm/{__version__}"
 
+_TOKEN = re.compile(r"[\x21-\x7e]{1,16384}", re.ASCII)  # the HTTP library's own complaint would print the token
 _PASSING = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, httpcore.ProxyError)
 
 
@@ -41,7 +43,12 @@ class Credential:
 
     @classmethod
     def bearer(cls, url: str, token: str) -> Credential:
-        """`token` for the origin of `url`."""
+        """`token` for the origin of `url`. Raises BadUsage, without the token, when no header can carry it."""
+        if not _TOKEN.fullmatch(token):
+            raise BadUsage(
+                f"the token for {shown(httpx.URL(url))} has characters that no token has",
+                hint="Set it again, without quotes, spaces and line ends.",
+            )
         return cls(origin(httpx.URL(url)), Secret(token))
 
 
@@ -227,6 +234,14 @@ def tls_context(env: Mapping[str, str]) -> ssl.SSLContext:
         except OSError as e:
             raise NetworkError(f"{extra}: certificates cannot be read: {e}") from e
     return context
+
+
+def check_endpoint(url: str) -> None:
+    """Raise Unsafe unless `url` is https, or http on this machine: a token may be sent there."""
+    parsed = httpx.URL(url)
+    _check_url(parsed)
+    if parsed.scheme != "https" and parsed.host != "localhost" and reach(parsed.host) is not Reach.LOOPBACK:
+        raise Unsafe(f"{shown(parsed)} is not this machine: only https:// is safe there", hint="Use https://.")
 
 
 def _check_url(url: httpx.URL) -> None:

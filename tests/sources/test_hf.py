@@ -303,6 +303,20 @@ def test_a_refused_token(hub: Hub, make: Make) -> None:
     assert e.value.hint == "Run `hf auth login`."
 
 
+@pytest.mark.parametrize("token", ["hf_canary\nX-Evil: 1", "hf_canary with spaces", "hf_canary\u3042"])
+def test_a_broken_token_is_told_without_printing_it(hub: Hub, make: Make, token: str) -> None:
+    with pytest.raises(BadUsage) as e:
+        make(token).list(ModelRef.parse(HF))
+    assert "canary" not in f"{e.value} {e.value.hint} {e.value.__cause__}"
+    assert hub.server.requests == []
+
+
+@pytest.mark.parametrize("endpoint", ["http://hub.example", "http://192.168.1.5:8080", "ftp://hub.example"])
+def test_no_token_goes_out_in_clear_text(tmp_path: Path, endpoint: str) -> None:
+    with pytest.raises(Unsafe):
+        HfSource(settings(tmp_path, hf_endpoint=endpoint), QUICK).list(ModelRef.parse(HF))
+
+
 def test_no_such_revision(hub: Hub, make: Make) -> None:
     hub.add("org/repo", {"m.gguf": DATA})
     assert make().list(ModelRef.parse("hf:org/repo@v1")).resolved.revision == COMMIT

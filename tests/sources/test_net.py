@@ -151,7 +151,18 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = "subjectAltName=DNS:public.example,DNS:inward.example,DNS:lan.example,IP:127.0.0.1"
     subprocess.run(
         [
-            *"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2".split(),
+            *[
+                "openssl",
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:prime256v1",
+                "-nodes",
+                "-days",
+                "2",
+            ],
             *("-subj", "/CN=public.example", "-addext", names, "-keyout", str(path), "-out", f"{path}.crt"),
         ],
         check=True,
