@@ -227,6 +227,15 @@ def test_the_context_is_chosen_from_the_length(
     assert chat.context_for((Message("user", "x" * length),), max_tokens, most) == ctx
 
 
+def test_a_guess_counts_digits_and_signs_one_by_one() -> None:
+    def guess(text: str) -> int:
+        return chat.estimate((Message("user", text),)) - chat.estimate((Message("user", ""),))
+
+    assert guess("three words here") == 6
+    assert guess("123, 45") == 7
+    assert guess("日本語") == 3
+
+
 # --- text
 
 

@@ -16,8 +16,10 @@ NEAR = 0.9  # of the context: from here on we warn
 USUAL = 4096  # tokens of context that every backend gives without being asked
 ANSWER = 1024  # tokens to keep for an answer of unknown length
 ROOM = 256  # tokens an answer should have left, else we warn
-BYTES_PER_TOKEN = 3  # a cautious guess for code and prose alike, used only where the server cannot count
 SURELY = 8  # bytes per token, more than tokenizers reach on real text: a prompt above context * SURELY cannot fit
+
+_WORDS = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ "
+_NOT_ASCII = bytes(range(128, 256))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +99,17 @@ def context_for(messages: tuple[Message, ...], max_tokens: int | None, most: int
 
 
 def estimate(messages: tuple[Message, ...]) -> int:
-    """Tokens of `messages`, guessed from their bytes: on the high side for most text."""
-    return -(-size_of(messages) // BYTES_PER_TOKEN) + 8 * len(messages) + 16
+    """Tokens of `messages`, guessed on the high side from their bytes; used only where nobody can count.
+
+    Three bytes of words or of non-ASCII text to a token; digits and signs count one each, as many tokenizers
+    take them. Held against Gemma's tokenizer this is 1.0 to 2.5 times the truth, but too low for base64.
+    """
+    tokens = 0
+    for message in messages:
+        data = message.content.encode("utf-8", "replace")
+        signs = len(data.translate(None, _WORDS + _NOT_ASCII))
+        tokens += -(-(len(data) - signs) // 3) + signs + 8
+    return tokens + 16
 
 
 def size_of(messages: tuple[Message, ...]) -> int:

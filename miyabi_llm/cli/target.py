@@ -98,6 +98,8 @@ def _local(wish: Wish, settings: Settings, on_event: OnEvent) -> Iterator[Endpoi
             return
         ctx = wish.ctx or _context(wish, store.files(artifact))
         plan = plans.make(artifact, store, settings, plans.Wanted(wish.backend, ctx=ctx, key=serve.new_key()))
+        for text in plan.notes:
+            on_event(Event("phase", "note", text))
         on_event(Event("phase", "starting", f"{plan.endpoint.model} with {plan.backend}"))
         with serve.running(plan, settings, on_event, artifact=artifact) as endpoint:
             yield endpoint
