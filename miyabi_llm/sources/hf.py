@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote
 
+from miyabi_llm import __version__
 from miyabi_llm.config import Settings
 from miyabi_llm.errors import AccessDenied, Corrupt, MiyabiError, ModelMissing, NetworkError, Unsafe
 from miyabi_llm.refs import ModelRef, digest, is_safe_name
@@ -75,14 +76,22 @@ class HfSource:
             raise Corrupt(f"{file.name}: the bytes are not those of the hub's git blob {blob}")
 
     def _info(self, ref: ModelRef) -> Any:
-        from huggingface_hub import HfApi
+        from huggingface_hub import HfApi, constants
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
         if self._settings.offline:
             raise _offline(ref)
         check_endpoint(self._settings.hf_endpoint)
         self._credential()  # a token that no header can carry is refused before any library prints it
-        api = HfApi(endpoint=self._settings.hf_endpoint, token=self._token() or False, library_name="miyabi-llm")
+        # Else the library reports which coding agent runs us, and first asks for the list of agents: at the public
+        # hub, even when `hf_endpoint` is a mirror inside the house.
+        constants.HF_HUB_DISABLE_TELEMETRY = True
+        api = HfApi(
+            endpoint=self._settings.hf_endpoint,
+            token=self._token() or False,
+            library_name="miyabi-llm",
+            library_version=__version__,
+        )
 
         def ask() -> Any:
             try:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -322,6 +325,29 @@ def test_no_such_revision(hub: Hub, make: Make) -> None:
     assert make().list(ModelRef.parse("hf:org/repo@v1")).resolved.revision == COMMIT
     with pytest.raises(ModelMissing, match="no revision nope"):
         make().list(ModelRef.parse("hf:org/repo@nope"))
+
+
+_LIST = """
+import os, sys
+from pathlib import Path
+from miyabi_llm.refs import ModelRef
+from miyabi_llm.sources.hf import HfSource
+from tests.sources.wires import QUICK, settings
+print(HfSource(settings(Path(sys.argv[1]), hf_endpoint=sys.argv[2]), QUICK).list(ModelRef.parse("hf:org/repo")).size)
+"""
+
+
+def test_only_the_configured_hub_is_asked_and_only_what_is_needed(hub: Hub, tmp_path: Path) -> None:
+    """Another hub in the environment hears nothing, and the hub's library reports nothing about us."""
+    hub.add("org/repo", {"m.gguf": DATA})
+    with Faultd() as other:
+        env = {"HF_ENDPOINT": other.url, "HOME": str(tmp_path), "AI_AGENT": "canary", "PATH": os.defpath}
+        argv = [sys.executable, "-c", _LIST, str(tmp_path), hub.server.url]
+        done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert other.requests == []
+    assert [r.path for r in hub.server.requests] == ["/api/models/org/repo"]
+    assert "canary" not in str(hub.server.requests)
 
 
 def test_offline_and_nobody_there(hub: Hub, make: Make, tmp_path: Path) -> None:
