@@ -19,7 +19,7 @@ from miyabi_llm.store import Fs, Store
 from .faulty import REF, STEP, Scene, Server, forked, pull
 
 SCRIPT = """
-import json, os, random, subprocess, sys
+import json, os, random, subprocess, sys, time
 from pathlib import Path
 from miyabi_llm.errors import DiskFull
 from miyabi_llm.store import Store
@@ -27,7 +27,12 @@ from tests.store.faulty import REF, STEP, Server, pull
 
 root = Path(sys.argv[1])
 served = []
-server = Server({"m.gguf": random.Random(1).randbytes(900_000)}, served=served.append)
+
+def slowly(count):  # so that the thread that keeps the journal has its turn
+    served.append(count)
+    time.sleep(0.005)
+
+server = Server({"m.gguf": random.Random(1).randbytes(900_000)}, served=slowly)
 said = {"before": Store(root / "s").free_bytes()}
 try:
     pull(Store(root / "s", step=STEP), REF, server)

@@ -80,7 +80,7 @@ def test_eight_processes_fetch_a_blob_once(ground: Path) -> None:
 @pytest.mark.parametrize("fs", [NoLocks(), NoSuchCall()])
 def test_without_locks_only_more_bytes_are_fetched(fs: Fs, ground: Path) -> None:
     data = random.Random(1).randbytes(300_000)
-    assert eight(ground / "s", fs, data) > len(data)
+    assert eight(ground / "s", fs, data) >= len(data)
     right(ground / "s", data)
     assert os.listdir(ground / "s/parts") == []
 
