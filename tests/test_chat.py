@@ -173,7 +173,11 @@ def test_a_prompt_that_cannot_fit_is_refused_with_the_numbers() -> None:
     assert "--ctx 101376" in e.value.hint
     with pytest.raises(PromptTooLong, match="the answer may take 500"):
         chat.judge(Budget(7700, True, 8192, 500), 0)
-    assert chat.judge(Budget(7692, True, 8192, 500), 0).warnings
+    assert not chat.judge(Budget(7692, True, 8192, 500), 0).warnings  # it fits, and was asked to be that long
+    assert chat.judge(Budget(7692, True, 8192, None), 0).warnings
+    with pytest.raises(PromptTooLong) as e:
+        chat.judge(Budget(50_000, True, 8192, None), 0, most=32_768)
+    assert "trained for 32,768" in (e.value.hint or "")
 
 
 def test_a_guess_refuses_only_what_surely_cannot_fit() -> None:

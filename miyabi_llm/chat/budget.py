@@ -43,11 +43,16 @@ def check(client: Client, session: Session) -> Budget:
     context = client.context_size()
     count = client.count_prompt(messages, options.params())
     prompt = count if count is not None else estimate(messages)
-    return judge(Budget(prompt, count is not None, context, options.max_tokens), size_of(messages))
+    return judge(
+        Budget(prompt, count is not None, context, options.max_tokens), size_of(messages), client.trained_context()
+    )
 
 
-def judge(budget: Budget, size: int) -> Budget:
-    """`budget` with its warnings; `size` is the bytes of the messages. Raises PromptTooLong. Pure."""
+def judge(budget: Budget, size: int, most: int | None = None) -> Budget:
+    """`budget` with its warnings. Raises PromptTooLong. Pure.
+
+    `size` is the bytes of the messages, `most` the context the model was trained for, if that is known.
+    """
     context, prompt = budget.context, budget.prompt
     if context is None:
         return budget
@@ -59,7 +64,7 @@ def judge(budget: Budget, size: int) -> Budget:
         raise PromptTooLong(
             f"the prompt has {about}{prompt:,} tokens{answer}; the context is {context:,}: "
             f"{prompt + wanted - context:,} too many, nothing was sent",
-            hint=f"Serve the model with --ctx {_round_up(prompt + max(wanted, ROOM))} or more, or cut the prompt.",
+            hint=_advice(_round_up(prompt + max(wanted, ROOM)), most),
             prompt_tokens=prompt,
             exact=budget.exact,
             max_tokens=budget.max_tokens,
@@ -67,11 +72,17 @@ def judge(budget: Budget, size: int) -> Budget:
         )
     warnings = []
     left = context - prompt
-    if prompt > NEAR * context or (budget.max_tokens is None and left < ROOM):
+    if left < wanted or (budget.max_tokens is None and (prompt > NEAR * context or left < ROOM)):
         word = "has" if budget.exact else "may have"
         room = f"{left:,} are left for the answer" if left > 0 else "it may not fit, and this server cannot count"
         warnings.append(f"the prompt {word} {prompt:,} tokens of a context of {context:,}: {room}")
     return replace(budget, warnings=tuple(warnings))
+
+
+def _advice(wanted: int, most: int | None) -> str:
+    if most is not None and wanted > most:
+        return f"Cut the prompt: the model was trained for {most:,} tokens, no --ctx makes it read more."
+    return f"Serve the model with --ctx {wanted} or more, or cut the prompt."
 
 
 def was_cut(budget: Budget, size: int, usage: Usage | None) -> str | None:

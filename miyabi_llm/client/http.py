@@ -90,6 +90,16 @@ class Client:
                 return _positive(model.get("max_model_len"))
         return None
 
+    def trained_context(self) -> int | None:
+        """The context the model was trained for, in tokens; None where the server does not say."""
+        if self.kind() != "llama.cpp":
+            return None
+        for model in self._models(optional=True):
+            meta = model.get("meta")
+            if isinstance(meta, dict):
+                return _positive(meta.get("n_ctx_train"))
+        return None
+
     def count_prompt(self, messages: Sequence[Message], params: Mapping[str, Any] | None = None) -> int | None:
         """The exact tokens of `messages` under the server's own chat template; None where it cannot say.
 
