@@ -62,8 +62,11 @@ class _Bars:
                 task = self._tasks[e.name] = self._bars.add_task(e.name, total=e.total)
             self._bars.update(task, completed=e.done, total=e.total)
         elif e.kind != "log":
+            from rich.text import Text
+
             style = "yellow" if e.kind == "warning" else "bold" if e.kind == "phase" else "green"
-            self._bars.console.print(f"[{style}]{e.name}[/]", e.message, highlight=False, markup=True)
+            # as text, not as markup: a message may hold a server's last words, brackets and all
+            self._bars.console.print(Text(e.name, style), Text(e.message), highlight=False)
 
 
 def _columns(unit: str) -> tuple[ProgressColumn, ...]:

@@ -61,15 +61,16 @@ def explain(plan: LaunchPlan, ended: Exit, said: str, *, ready: bool) -> MiyabiE
         return PortTaken(f"{head}: port {port} is taken", hint="Give another one with --port.", **details)
     if ended.out_of_memory and meaning is None:
         sure = "killed by the kernel: out of memory" if ended.memory_kills else "killed, most likely for lack of memory"
-        return _with_log(MachineLimit, f"{head}: {sure}", _SMALLER, said, details)
+        return _with_log(MachineLimit, f"{head}: {sure}", _SMALLER.replace("REF", plan.endpoint.model), said, details)
     if ended.signal == signal.SIGILL:
         why = "it uses instructions this processor does not have"
         return _with_log(ServerFailed, f"{head}: {why}", _INSTALL.format(tool=plan.backend), said, details)
+    hint = (hint or _LOOK).replace("REF", plan.endpoint.model)
     kind = MachineLimit if meaning and "memory" in meaning else ServerFailed
-    return _with_log(kind, f"{head}: {meaning or how(ended)}", hint or _LOOK, said, details)
+    return _with_log(kind, f"{head}: {meaning or how(ended)}", hint, said, details)
 
 
-_LOOK = "`miyabi-llm logs` shows its log; `miyabi-llm doctor` judges this machine."
+_LOOK = "`miyabi-llm doctor` judges this machine."
 
 
 def how(ended: Exit) -> str:

@@ -37,9 +37,9 @@ PLAN = LaunchPlan("llama-cpp", ("/opt/llama-server",), {}, Endpoint("http://127.
             "fit",
         ),
         ("start: couldn't bind HTTP server socket, hostname: 127.0.0.1, port: 8080", PortTaken, "port 8080", "--port"),
-        ("gguf_init_from_file_impl: failed to read magic", ServerFailed, "damaged", "verify"),
-        ("", ServerFailed, "exit code 1", "logs"),
-        ("something nobody has seen", ServerFailed, "| something nobody has seen", "logs"),
+        ("gguf_init_from_file_impl: failed to read magic", ServerFailed, "damaged", "verify tiny"),
+        ("", ServerFailed, "exit code 1", "doctor"),
+        ("something nobody has seen", ServerFailed, "| something nobody has seen", "doctor"),
     ],
 )
 def test_known_last_words(said: str, kind: type[MiyabiError], words: str, hint: str) -> None:
