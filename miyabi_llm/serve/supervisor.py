@@ -14,7 +14,6 @@ from miyabi_llm.proc import Child, launch, ports
 from miyabi_llm.serve.failure import explain
 from miyabi_llm.serve.ready import Stopped, port_of, wait_ready
 from miyabi_llm.serve.values import Limits, State
-from miyabi_llm.serve.watchdog import Watchdog
 from miyabi_llm.types import Event, LaunchPlan, OnEvent
 
 POLL = 0.25  # seconds between looks at a running server
@@ -98,6 +97,8 @@ class Supervisor:
         return took
 
     def _watch(self) -> None:
+        from miyabi_llm.serve.watchdog import Watchdog  # brings httpx, which the start has loaded by now
+
         with Watchdog(self._plan, self._limits) as dog:
             while (child := self._child) is not None and not self._stopping.is_set():
                 ended = child.wait(POLL)
