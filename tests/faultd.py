@@ -42,6 +42,7 @@ class Fault:
     flip: int | None = None  # invert the byte at this offset of the file
     drip: tuple[int, float] | None = None  # (bytes, pause)
     no_range: bool = False  # ignore Range
+    no_if_range: bool = False  # ignore If-Range
     content_range: str | None = None
     content_length: int | None = None
     extra: bytes = b""  # after the body; declared
@@ -238,7 +239,7 @@ class _Handler(BaseHTTPRequestHandler):
             body, headers["Content-Type"] = PAGE, "text/html; charset=utf-8"
         elif answer.ranges and not fault.no_range:
             headers.setdefault("Accept-Ranges", "bytes")
-            status, body, more = _cut_range(request, body, etag)
+            status, body, more = _cut_range(request, body, None if fault.no_if_range else etag)
             headers |= more
         if fault.content_range:
             headers["Content-Range"] = fault.content_range
@@ -300,7 +301,7 @@ class _Handler(BaseHTTPRequestHandler):
 def _cut_range(request: Request, body: bytes, etag: str | None) -> tuple[int, bytes, dict[str, str]]:
     match = re.fullmatch(r"bytes=(\d+)-(\d*)", request.range or "")
     condition = request.headers.get("if-range")
-    if not match or (condition and condition != etag):
+    if not match or (condition and etag and condition != etag):
         return 200, body, {}
     start, end = int(match[1]), min(int(match[2] or len(body) - 1) + 1, len(body))
     if start >= len(body):

@@ -157,6 +157,12 @@ def test_only_pickles_is_unsafe_and_says_why() -> None:
         names(f"{HF}:Q4_K_M", "model.safetensors")
 
 
+@pytest.mark.parametrize("name", ["../m.gguf", "/m.gguf", "a/../m.gguf", "C:\\m.gguf", "a\x00.gguf", ""])
+def test_a_name_that_leaves_its_place_is_no_choice(name: str) -> None:
+    with pytest.raises(ModelMissing):
+        names(HF, name)
+
+
 def test_an_adapter_is_one() -> None:
     listed = [HubFile("adapter_config.json", 5), HubFile("adapter_model.safetensors", 5)]
     assert choose(ModelRef.parse(HF), listed, lambda _: {}).format == "adapter"

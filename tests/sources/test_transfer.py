@@ -146,6 +146,13 @@ def test_s10_an_old_part_is_not_glued_to_a_new_file(server: Faultd, puller: Pull
     assert server.requests[before].headers["if-range"] == '"old"'
 
 
+def test_s10_a_server_that_ignores_if_range_is_seen_by_its_etag(server: Faultd, puller: Puller) -> None:
+    server.put("/m.gguf", bytes(len(DATA)), etag='"old"')
+    server.always("/m.gguf", Fault(no_if_range=True))
+    server.after(4, lambda: server.put("/m.gguf", DATA, etag='"new"'))
+    assert puller.pull(server.url + "/m.gguf", sha=None) == DATA
+
+
 def test_s10_a_weak_etag_is_never_continued(server: Faultd, puller: Puller) -> None:
     server.always("/m.gguf", Fault(etag='W/"weak"'))
     server.script("/m.gguf", Fault(etag='W/"weak"', cut=1000))
@@ -162,7 +169,14 @@ def test_s11_a_server_without_ranges(server: Faultd, puller: Puller, how: Fault)
 
 @pytest.mark.parametrize(
     "text",
-    [f"bytes 1-65536/{len(DATA)}", "bytes 0-65535/*", "lines 0-1/2", "bytes 0-99999999999999999999/1", "x" * 9000],
+    [
+        f"bytes 1-65535/{len(DATA)}",
+        f"bytes 1-65536/{len(DATA)}",
+        "bytes 0-65535/*",
+        "lines 0-1/2",
+        "bytes 0-99999999999999999999/1",
+        "x" * 9000,
+    ],
 )
 def test_s12_a_wrong_content_range_is_not_believed(server: Faultd, puller: Puller, text: str) -> None:
     server.script("/m.gguf", Fault(content_range=text))
