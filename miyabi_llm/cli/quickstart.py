@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 
-QUESTION = """Which bugs and security problems do the added lines (+) of this change introduce? \
-Name the function, the problem and the fix, in at most three sentences each."""
+QUESTION = """What can go wrong with each added line (+)? Think of hostile and of empty input. \
+Answer in short sentences and show the corrected line."""
 SYSTEM = "You review code changes for bugs and security holes."
 MAX_TOKENS = 300
 PREREQUISITES = ("compiler", "python", "memory", "disk")  # what no later step of this command can mend
