@@ -20,6 +20,7 @@ class Settings:
 
     `home` holds the store and the state of running servers, `cache` what can be built or fetched again,
     `config` the user's own files (config.toml, catalog.toml). `env` is the environment as it was found.
+    `offline_hint` says how to undo what made us offline, as a sentence for a person.
     """
 
     home: Path
@@ -28,6 +29,7 @@ class Settings:
     user_home: Path
     default_model: str = DEFAULT_MODEL
     offline: bool = False
+    offline_hint: str = "Unset MIYABI_OFFLINE and HF_HUB_OFFLINE."
     hf_endpoint: str = "https://huggingface.co"
     ollama_registry: str = "https://registry.ollama.ai"
     connections: int = 8
@@ -59,8 +61,12 @@ def load(env: Mapping[str, str] | None = None, *, file: bool = True) -> Settings
     values: dict[str, Any] = _read_file(config / "config.toml") if file else {}
     if env.get("HF_ENDPOINT"):
         values["hf_endpoint"] = env["HF_ENDPOINT"].rstrip("/")
-    if _true(env.get("MIYABI_OFFLINE")) or _true(env.get("HF_HUB_OFFLINE")):
-        values["offline"] = True
+    variables = [name for name in ("MIYABI_OFFLINE", "HF_HUB_OFFLINE") if _true(env.get(name))]
+    undo = [f"Unset {' and '.join(variables)}."] if variables else []
+    if values.get("offline"):
+        undo.append(f"Take `offline = true` out of {config / 'config.toml'}.")
+    if undo:
+        values |= {"offline": True, "offline_hint": " ".join(undo)}
     home = Path(env["MIYABI_HOME"]) if env.get("MIYABI_HOME") else _base(env, user_home, "DATA", ".local/share")
     cache = Path(env["MIYABI_CACHE"]) if env.get("MIYABI_CACHE") else _base(env, user_home, "CACHE", ".cache")
     return Settings(

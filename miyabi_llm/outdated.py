@@ -55,7 +55,7 @@ def outdated(
             if settings.offline:
                 raise NetworkError(
                     f"{artifact.ref}: its source cannot be asked, because you are offline by choice",
-                    hint="Unset MIYABI_OFFLINE and HF_HUB_OFFLINE.",
+                    hint=settings.offline_hint,
                 )
             on_event(Event("phase", str(artifact.ref), "asking its source"))
             standing = _ask(artifact, settings, open_source)

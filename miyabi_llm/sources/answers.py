@@ -6,6 +6,7 @@ import email.utils
 import re
 import time
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 import httpx
 
@@ -131,8 +132,11 @@ def content_length(response: Response) -> int | None:
 
 
 def place(file: RemoteFile) -> str:
-    """File and address for a message, without the address's query."""
-    return f"{file.name} ({shown(httpx.URL(file.urls[0]))})" if file.urls else file.name
+    """File and address for a message, without the address's query; the address alone when it ends with the name."""
+    if not file.urls:
+        return file.name
+    address = shown(httpx.URL(file.urls[0]))
+    return address if unquote(address).endswith(f"/{file.name}") else f"{file.name} ({address})"
 
 
 def _content_range(response: Response) -> tuple[int, int, int]:

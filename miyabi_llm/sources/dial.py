@@ -6,6 +6,7 @@ import contextlib
 import ipaddress
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from enum import IntEnum
 from typing import Any
@@ -18,6 +19,9 @@ from miyabi_llm.errors import Unsafe
 # bytes asked of a socket at once: fewer calls than with the HTTP library's 64 KiB, at a few such pieces of memory
 # for each connection
 READ = 1 << 18
+
+# seconds for one address to answer the call, and for all addresses of a name; encryption has more time after it
+ANSWER, ANSWER_ALL = 3.0, 6.0
 
 Resolve = Callable[[str, int], list[str]]
 
@@ -78,18 +82,22 @@ class Dialer(httpcore.NetworkBackend):
         try:
             addresses = list(dict.fromkeys(self._resolve(host, port)))
         except (OSError, UnicodeError) as e:
-            raise httpcore.ConnectError(f"{host}: the name cannot be resolved: {e}") from e
+            raise httpcore.ConnectError(f"the name {host} cannot be resolved: {e}") from e
         for address in addresses:
             self._judge(host, address)
-        error: Exception = httpcore.ConnectError(f"{host}: the name has no address")
+        error: Exception = httpcore.ConnectError("the name has no address")
+        end = time.monotonic() + ANSWER_ALL
         for address in addresses:
+            most = min(ANSWER, end - time.monotonic(), ANSWER if timeout is None else timeout)
+            if most <= 0:
+                break
             try:
-                stream = self._backend.connect_tcp(address, port, timeout, local_address, socket_options)
+                stream = self._backend.connect_tcp(address, port, most, local_address, socket_options)
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as e:
                 error = e
                 continue
             return self.keep(_Stream(stream, self, (address, port)))
-        raise type(error)(f"{host}:{port}: {error}")
+        raise type(error)(f"{host}:{port} cannot be reached: {error}")
 
     def _judge(self, host: str, address: str) -> None:
         found = reach(address)

@@ -16,14 +16,14 @@ from miyabi_llm.refs import ModelRef, digest, is_safe_name
 from miyabi_llm.sources import answers
 from miyabi_llm.sources.base import Part
 from miyabi_llm.sources.hf_files import HubFile, choose
-from miyabi_llm.sources.net import Credential, Hiccup, Session, check_endpoint
+from miyabi_llm.sources.net import Credential, Hiccup, Session, Unreachable, check_endpoint
 from miyabi_llm.sources.transfer import download
 from miyabi_llm.sources.tries import Limits, get, retried
 from miyabi_llm.types import Listing, OnEvent, RemoteFile
 
 INDEX_MOST = 64 * 2**20  # bytes of a shard index
 FILES_MOST = 20_000
-TIMEOUT = 30.0  # seconds for the hub to answer a question
+CONNECT, TIMEOUT = 3.0, 30.0  # seconds for the hub to be reached, and to answer a question
 
 _LOGIN = "Run `hf auth login`."
 
@@ -80,7 +80,7 @@ class HfSource:
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
         if self._settings.offline:
-            raise _offline(ref)
+            raise _offline(ref, self._settings)
         check_endpoint(self._settings.hf_endpoint)
         self._credential()  # a token that no header can carry is refused before any library prints it
         # Else the library reports which coding agent runs us, and first asks for the list of agents: at the public
@@ -93,22 +93,26 @@ class HfSource:
             library_version=__version__,
         )
 
+        patience: Any = (CONNECT, TIMEOUT, TIMEOUT, TIMEOUT)  # connect, read, write, pool, as the HTTP library has it
+
         def ask() -> Any:
             try:
-                return api.model_info(ref.name, revision=ref.revision, files_metadata=True, timeout=TIMEOUT)
+                return api.model_info(ref.name, revision=ref.revision, files_metadata=True, timeout=patience)
             except HfHubHTTPError as e:
                 if e.response.status_code in (408, 429) or e.response.status_code >= 500:
                     wait = answers.retry_after(e.response.headers.get("retry-after", ""))
-                    raise Hiccup(f"the hub answered {e.response.status_code}", wait) from e
+                    raise Hiccup(f"{self._settings.hf_endpoint} answered {e.response.status_code}", wait) from e
                 raise self._refused(ref, e) from e
             except _http_error(HfHubHTTPError) as e:
-                raise Hiccup(f"it does not answer: {e or type(e).__name__}") from e
+                # by name: the library below the hub's own has changed before
+                absent = type(e).__name__ in ("ConnectError", "ConnectTimeout")
+                reason = f"{self._settings.hf_endpoint} does not answer: {e or type(e).__name__}"
+                raise (Unreachable if absent else Hiccup)(reason) from e
 
         try:
-            question = RemoteFile(str(ref), None, None, (f"{self._settings.hf_endpoint}/api/models/{ref.name}",))
-            return retried(ask, question, self._limits or Limits())
+            return retried(ask, RemoteFile(str(ref), None, None), self._limits or Limits())
         except OfflineModeIsEnabled:
-            raise _offline(ref) from None
+            raise _offline(ref, self._settings) from None
         except HFValidationError as e:
             raise ModelMissing(f"{ref}: {e}", hint="Check the spelling.") from e
         except (ValueError, TypeError, KeyError, AttributeError) as e:
@@ -252,8 +256,8 @@ def _license(info: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _offline(ref: ModelRef) -> NetworkError:
+def _offline(ref: ModelRef, settings: Settings) -> NetworkError:
     return NetworkError(
         f"offline: the hub was not asked for {ref}",
-        hint="Unset MIYABI_OFFLINE and HF_HUB_OFFLINE, or name a model that is here (`miyabi-llm list`).",
+        hint=f"{settings.offline_hint} Or name a model that is here (`miyabi-llm list`).",
     )

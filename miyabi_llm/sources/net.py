@@ -34,6 +34,10 @@ class Hiccup(Exception):
         self.retry_after = retry_after
 
 
+class Unreachable(Hiccup):
+    """Nobody was there: no such name, refused, no route. The next source is better than waiting."""
+
+
 @dataclass(frozen=True, slots=True)
 class Credential:
     """A token and the one origin (scheme, host, port) it may be shown to."""
@@ -145,7 +149,7 @@ class Session:
         if self._settings.offline:
             raise NetworkError(
                 f"offline: {shown(here)} was not asked",
-                hint="Unset MIYABI_OFFLINE and HF_HUB_OFFLINE, or name a model that is here (`miyabi-llm list`).",
+                hint=f"{self._settings.offline_hint} Or name a model that is here (`miyabi-llm list`).",
             )
         for _ in range(HOPS + 1):
             _check_url(here)
@@ -181,7 +185,8 @@ class Session:
                     f"{shown(url)}: the server's certificate is not trusted: {e}",
                     hint="Behind a company proxy, name its certificate in SSL_CERT_FILE.",
                 ) from e
-            raise Hiccup(_why(e)) from e
+            absent = isinstance(e, httpcore.ConnectError | httpcore.ConnectTimeout)
+            raise (Unreachable if absent else Hiccup)(_why(e)) from e
 
     def _reached(self, url: httpx.URL, answer: httpcore.Response) -> Reach:
         """How public the place was that gave `answer`; behind a proxy, as public as can be."""
@@ -283,6 +288,6 @@ def _some(*values: str | None) -> Iterable[str]:
 
 
 def _why(error: Exception) -> str:
-    if isinstance(error, httpcore.TimeoutException):
-        return "no bytes for too long" if isinstance(error, httpcore.ReadTimeout) else "timed out"
-    return str(error) or type(error).__name__
+    if isinstance(error, httpcore.ReadTimeout):
+        return "no bytes for too long"
+    return str(error) or ("timed out" if isinstance(error, httpcore.TimeoutException) else type(error).__name__)

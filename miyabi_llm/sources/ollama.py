@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 from miyabi_llm.config import Settings
-from miyabi_llm.errors import AccessDenied, Corrupt, ModelMissing, NetworkError, Unsafe
+from miyabi_llm.errors import AccessDenied, Corrupt, ModelMissing, Unsafe
 from miyabi_llm.refs import Digest, ModelRef
 from miyabi_llm.sources import answers
 from miyabi_llm.sources.base import Part
@@ -71,7 +71,7 @@ class OllamaSource:
         Raises ModelMissing, AccessDenied, NetworkError, Corrupt (a manifest that is none), Unsafe (a bad realm).
         """
         tag, repo = ref.revision or "latest", _repo(ref)
-        file = RemoteFile("manifest", None, None, (f"{self._registry}/v2/{repo}/manifests/{tag}",))
+        file = RemoteFile(str(ref), None, None, (f"{self._registry}/v2/{repo}/manifests/{tag}",))
         with Session(self._settings, wire=self._limits.wire) as session, _explained(ref):
             body = self._manifest(session, file, repo)
         layers, notes = parse_manifest(body, str(ref))
@@ -194,5 +194,3 @@ def _explained(ref: ModelRef) -> Iterator[None]:
         raise ModelMissing(f"{ref} is not in the registry", hint="Check name and tag on the model's page.") from e
     except AccessDenied as e:
         raise AccessDenied(f"{ref}: the registry refuses it", hint="Only public models can be pulled.") from e
-    except NetworkError as e:
-        raise NetworkError(f"{ref}: {e.message}", hint=e.hint) from e

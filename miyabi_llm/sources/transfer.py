@@ -166,7 +166,7 @@ class _Job:
                     return self._crew(meter, (segment, response))
             except Hiccup as e:
                 failures += 1
-                self._pause(failures, e, meter)
+                self._pause(failures, e, meter, self._limits.most(e))
 
     def _cut(self, gaps: list[tuple[int, int]]) -> None:
         """Segments of fair size: a few for each connection, none smaller than it is worth."""
@@ -241,7 +241,7 @@ class _Job:
                 failures = 1 if segment.at - mark >= MIB else failures + 1
                 mark = segment.at
                 if not self._stop.is_set():
-                    self._pause(failures, e, None)
+                    self._pause(failures, e, None, self._limits.tries)
 
     def _drain(self, segment: _Segment, response: Response) -> None:
         """Write the answer where it belongs. Exactly as many bytes as agreed: fewer is a Hiccup, more is Corrupt."""
@@ -264,9 +264,9 @@ class _Job:
         if segment.end is not None and segment.at < segment.end:
             raise Hiccup("the answer ended early")
 
-    def _pause(self, failures: int, hiccup: Hiccup, meter: _Meter | None) -> None:
-        """Wait before the next try; give up after `tries`."""
-        if failures >= self._limits.tries:
+    def _pause(self, failures: int, hiccup: Hiccup, meter: _Meter | None, most: int) -> None:
+        """Wait before the next try; give up after `most`."""
+        if failures >= most:
             raise NetworkError(
                 f"{answers.place(self._file)}: {hiccup.reason} ({failures} times in a row)",
                 hint="Run the same command again: it continues where it stopped.",

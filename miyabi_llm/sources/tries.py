@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from miyabi_llm.errors import NetworkError
 from miyabi_llm.sources import answers
-from miyabi_llm.sources.net import Credential, Hiccup, Session, Wire
+from miyabi_llm.sources.net import Credential, Hiccup, Session, Unreachable, Wire
 from miyabi_llm.types import RemoteFile
 
 MIB = 1 << 20
@@ -21,20 +21,25 @@ T = TypeVar("T")
 class Limits:
     """How hard to try. Sizes in bytes, times in seconds.
 
-    `tries` counts failures in a row without a MiB of progress between them; `restarts` how often a file may
-    turn out to have changed under us before we give up.
+    `tries` counts failures in a row without a MiB of progress between them; `absent` those in which nobody was
+    there to begin with; `restarts` how often a file may turn out to have changed under us before we give up.
     """
 
     connections: int = 8
     segment: int = 8 * MIB
     segment_most: int = 64 * MIB
     tries: int = 6
+    absent: int = 2
     restarts: int = 4
     backoff: float = 0.5
     backoff_most: float = 20.0
     retry_after_most: float = 60.0
     every: float = 0.1
     wire: Wire = field(default_factory=Wire)
+
+    def most(self, hiccup: Hiccup) -> int:
+        """How many failures like `hiccup` in a row are too many, when nothing has come yet."""
+        return min(self.tries, self.absent) if isinstance(hiccup, Unreachable) else self.tries
 
     def pause(self, failures: int, hiccup: Hiccup) -> float:
         """Seconds to wait after that many failures: growing, jittered, and what the server asks, within reason."""
@@ -70,7 +75,7 @@ def retried(once: Callable[[], T], file: RemoteFile, limits: Limits) -> T:
         try:
             return once()
         except Hiccup as e:
-            if failures == limits.tries:
+            if failures >= limits.most(e):
                 raise NetworkError(
                     f"{answers.place(file)}: {e.reason} ({failures} times)", hint="Check the connection."
                 ) from e
