@@ -153,10 +153,7 @@ def summary(stats: Stats, context: int | None) -> str:
 
 
 def streams(*, as_json: bool = False, color: bool = True) -> Streams:
-    """The process's own streams, made to survive text their encoding cannot hold."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+    """The process's own streams."""
     return Streams(None if as_json else sys.stdout, sys.stderr, dim=color)
 
 

@@ -14,6 +14,7 @@ app = typer.Typer(
     name="backend",
     help="Install and list the programs that run models.",
     no_args_is_help=True,
+    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )

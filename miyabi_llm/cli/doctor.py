@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from miyabi_llm.types import Finding
 
-app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 MARKS = {"ok": "ok", "warn": "warn", "fail": "FAIL", "unknown": "?"}
 

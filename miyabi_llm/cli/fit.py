@@ -9,7 +9,7 @@ import typer
 if TYPE_CHECKING:
     from miyabi_llm.fit import Fit
 
-app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 @app.command("fit")

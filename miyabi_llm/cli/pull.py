@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from miyabi_llm.pull import Resolution
     from miyabi_llm.types import Artifact, Listing
 
-app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 REF = typer.Argument(help="qwen2.5-coder:1.5b, hf:ORG/REPO:QUANT, ollama:NAME:TAG, https://….gguf, ./FILE, pypi:DIST.")
 JSON = typer.Option(False, "--json", help="Print one JSON document.")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from miyabi_llm.tools.program import Program
     from miyabi_llm.types import Artifact, Endpoint
 
-app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 QUESTION = """What can go wrong with each added line (+)? Think of hostile and of empty input. \
 Answer in short sentences and show the corrected line."""

@@ -13,9 +13,16 @@ from miyabi_llm.types import plain
 def emit(value: Any, *, as_json: bool, render: Callable[[Any], None]) -> None:
     """Print a verb's value: as one JSON document, or by `render` for a person."""
     if as_json:
-        print(json.dumps(plain(value), ensure_ascii=False, indent=2))
+        print(document(value))
     else:
         render(value)
+    sys.stdout.flush()  # a command may live on, and its reader waits
+
+
+def document(value: Any) -> str:
+    """A value as JSON; in ASCII where standard output's encoding has no other letters."""
+    encoding = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "")
+    return json.dumps(plain(value), ensure_ascii=not encoding.startswith("utf"), indent=2, default=str)
 
 
 def note(text: str) -> None:
