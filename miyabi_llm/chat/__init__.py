@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from miyabi_llm.chat.budget import Budget, check, context_for, estimate, judge, size_of, was_cut
 from miyabi_llm.chat.options import ChatOptions
+from miyabi_llm.chat.schema import check_schema, follow
 from miyabi_llm.chat.session import Session, load, loads, save
 from miyabi_llm.chat.text import clean, read_text, with_context
 
@@ -20,9 +21,11 @@ __all__ = [
     "Session",
     "ask",
     "check",
+    "check_schema",
     "clean",
     "context_for",
     "estimate",
+    "follow",
     "judge",
     "load",
     "loads",

@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from miyabi_llm.cli import stored
+
 if TYPE_CHECKING:
     from miyabi_llm.chat import Budget, Session
     from miyabi_llm.cli.answer import Answer
     from miyabi_llm.client import Client
 
-app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
-REF = typer.Argument(None, metavar="[REF]", help="The model; the default model when left out.")
+REF = typer.Argument(
+    None, metavar="[REF]", help="The model; the default model when left out.", autocompletion=stored.complete
+)
 PROMPT = typer.Argument(None, metavar="[PROMPT]...", help="Ask this and leave; without it, chat.")
 SYSTEM = typer.Option(None, "--system", metavar="TEXT", help="Instructions for the model.")
 TEMP = typer.Option(None, "--temp", metavar="N", help="Temperature: 0 for the likeliest words.")
@@ -126,11 +130,12 @@ def _once(client: Client, session: Session, shown: Shown) -> None:
         show.note(f"warning: {warning}")
     if shown.stats:
         show.note(answers.summary(answer.stats, budget.context))
-    value, problem = _parse(answer.text) if session.options.schema is not None else (None, None)
+    schema = session.options.schema
+    value, problem = (None, None) if schema is None else chat.follow(answer.text, dict(schema))
     if problem:
         raise MiyabiError(
             f"the answer does not follow the schema: {problem}",
-            hint="Allow a longer answer with --max-tokens, or ask a larger model.",
+            hint="Allow a longer answer with --max-tokens, simplify the schema, or ask a larger model.",
             text=answer.text,
             finish_reason=answer.finish_reason,
         )
@@ -159,23 +164,11 @@ def _schema(name: str) -> dict[str, Any]:
     import json
     from pathlib import Path
 
-    from miyabi_llm.chat import read_text
+    from miyabi_llm.chat import check_schema, read_text
     from miyabi_llm.errors import BadUsage
 
     try:
         schema = json.loads(read_text(Path(name)))
     except (ValueError, RecursionError) as e:
         raise BadUsage(f"{name}: not JSON: {e}") from e
-    if not isinstance(schema, dict):
-        raise BadUsage(f"{name}: a JSON schema is an object")
-    return schema
-
-
-def _parse(text: str) -> tuple[object, str | None]:
-    """The value of an answer that had to be JSON, and what is wrong with it."""
-    import json
-
-    try:
-        return json.loads(text), None
-    except (ValueError, RecursionError) as e:
-        return None, f"not JSON: {e}"
+    return check_schema(schema, name)

@@ -114,7 +114,22 @@ def test_an_answer_that_follows_a_schema(server: Openaid, tmp_path: Path) -> Non
     assert server.asked[-1]["response_format"]["json_schema"]["schema"] == {"type": "object"}
     done = run(server, "normal", "hi", "--schema", str(schema))
     assert done.returncode == 1
-    assert "does not follow the schema" in done.stderr
+    assert "does not follow the schema: not JSON" in done.stderr
+    schema.write_text('{"properties": {"answer": {"type": "string"}}}')
+    done = run(server, "json", "hi", "--schema", str(schema), "--json")
+    assert done.returncode == 1
+    error = json.loads(done.stdout)["error"]
+    assert error["message"] == "the answer does not follow the schema: $.answer: 42 is not of type 'string'"
+    assert error["details"]["text"] == '{"answer": 42}'
+
+
+def test_a_schema_that_is_none_is_not_sent(server: Openaid, tmp_path: Path) -> None:
+    schema, asked = tmp_path / "s.json", len(server.asked)
+    schema.write_text('{"properties": {"answer": {"type": "strng"}}}')
+    done = run(server, "json", "hi", "--schema", str(schema))
+    assert done.returncode == 2
+    assert "$.properties.answer.type: 'strng'" in done.stderr
+    assert len(server.asked) == asked
 
 
 def test_what_is_typed_wrong(server: Openaid, tmp_path: Path) -> None:
