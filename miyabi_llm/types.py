@@ -206,6 +206,11 @@ class Finding:
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 model`, `2 models`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def plain(value: Any) -> Any:
     """A value as JSON can hold it: dataclasses to objects, refs and paths to strings, secrets masked."""
     if isinstance(value, ModelRef | Path | Secret):

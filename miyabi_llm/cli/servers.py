@@ -9,7 +9,7 @@ import typer
 if TYPE_CHECKING:
     from miyabi_llm.serve import ServerInfo
 
-app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 JSON = typer.Option(False, "--json", help="Print one JSON document.")
 
@@ -68,6 +68,7 @@ def _show_stopped(servers: list[ServerInfo]) -> None:
 
 def _show_servers(servers: list[ServerInfo]) -> None:
     from miyabi_llm.cli.show import human, note, table
+    from miyabi_llm.types import counted
 
     if not servers:
         note("no server runs; `miyabi-llm serve REF --detach` starts one")
@@ -77,7 +78,7 @@ def _show_servers(servers: list[ServerInfo]) -> None:
             s.name,
             s.ref,
             s.backend,
-            s.state + (f" ({s.restarts} restarts)" if s.restarts else ""),
+            s.state + (f" ({counted(s.restarts, 'restart')})" if s.restarts else ""),
             s.endpoint.base_url if s.state != "dead" else "",
             human(s.memory) if s.memory else "",
             s.kind,

@@ -27,7 +27,7 @@ from miyabi_llm.tools import installed
 from miyabi_llm.tools import llama_cpp as llama
 from miyabi_llm.tools.program import Program, Unusable, run_briefly
 from miyabi_llm.tools.toolchain import install_command
-from miyabi_llm.types import Finding
+from miyabi_llm.types import Finding, counted
 
 BUDGET: Final = 2.0  # seconds for everything
 ASK: Final = 1.5  # seconds for a program to say its version
@@ -199,7 +199,8 @@ def _store(settings: Settings) -> list[Finding]:
     if usage.partial:
         text = f"{usage.partial >> 20} MiB of downloads that were broken off"
         found.append(Finding("store", "warn", text, fix="miyabi-llm prune"))
-    return found or [Finding("store", "ok", f"{len(usage.models)} models, {usage.blobs >> 20} MiB at {settings.store}")]
+    text = f"{counted(len(usage.models), 'model')}, {usage.blobs >> 20} MiB at {settings.store}"
+    return found or [Finding("store", "ok", text)]
 
 
 def _as_of_store(f: Finding) -> Finding:

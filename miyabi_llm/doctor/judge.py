@@ -11,7 +11,7 @@ from miyabi_llm.gguf import Header
 from miyabi_llm.hardware import Gpu, Hardware
 from miyabi_llm.memory import MIB, estimate
 from miyabi_llm.tools.program import Program, Ran, Unusable
-from miyabi_llm.types import Finding, Level
+from miyabi_llm.types import Finding, Level, counted
 
 GIB: Final = 1 << 30
 LOW_RAM: Final = 4 * GIB  # below it not even small models serve well
@@ -190,7 +190,7 @@ def servers(running: Sequence[Server]) -> list[Finding]:
         if s.state == "dead":
             found.append(Finding(f"server {s.name}", "warn", text, fix=f"miyabi-llm logs {s.name}"))
         elif s.restarts:
-            text = f"{text}, restarted {s.restarts} times"
+            text = f"{text}, restarted {counted(s.restarts, 'time')}"
             found.append(Finding(f"server {s.name}", "warn", text, fix=f"miyabi-llm logs {s.name}"))
         else:
             found.append(Finding(f"server {s.name}", "ok", text))
