@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from miyabi_llm.store import Store
     from miyabi_llm.types import Artifact
 
-app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 REF = typer.Argument(help="A stored model, as `miyabi-llm list` names it.", autocompletion=complete)
 REFS = typer.Argument(None, help="Stored models, as `miyabi-llm list` names them.", autocompletion=complete)
@@ -104,7 +104,7 @@ def rm(refs: list[str] = REFS, json_: bool = JSON) -> None:
             store.manifest(name)
         except ModelMissing as e:
             if not e.details.get("damaged"):
-                raise stored.missing(name, store) from e
+                raise stored.missing(name, store, settings) from e
     show.emit([store.remove(name) for name in names], as_json=json_, render=views.removals)
 
 
@@ -218,7 +218,7 @@ def _described(text: str) -> Description:
             path = Path(ref.name)
             path = settings.user_home / path.relative_to("~") if path.parts[:1] == ("~",) else path
             return describe.describe(describe.local(path), str(path))
-        raise e if e.details.get("damaged") else stored.missing(ref, store) from e
+        raise e if e.details.get("damaged") else stored.missing(ref, store, settings) from e
     return describe.describe({f.name: store.blob(f.sha256) for f in artifact.files}, str(ref), artifact)
 
 

@@ -59,6 +59,8 @@ def make(artifact: Artifact, store: Store, settings: Settings, wanted: Wanted) -
         extra=wanted.extra,
     )
     plan = choice.backend.plan(spec, choice.detected.program)
+    if wanted.extra and plan.ctx is not None and plan.ctx != ctx:  # the person's own words come last, and win
+        _, notes = _context(files, machine, plan.ctx)
     return replace(plan, notes=(*plan.notes, *notes))
 
 

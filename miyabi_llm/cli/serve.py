@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from miyabi_llm.serve import ServerInfo
     from miyabi_llm.types import Artifact, Endpoint, Event, LaunchPlan
 
-app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 REF = typer.Argument(help="A model in the store.", autocompletion=stored.complete)
 EXTRA = typer.Argument(None, metavar="[-- ARGS]...", help="Handed to the backend's program, last, unchanged.")

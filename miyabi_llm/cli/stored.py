@@ -29,14 +29,36 @@ def find(text: str, store: Store, settings: Settings, *, damaged: bool = False) 
     try:
         return store.manifest(ref) if damaged else store.find(ref)
     except ModelMissing as e:
-        raise e if e.details.get("damaged") else missing(ref, store) from e
+        raise e if e.details.get("damaged") else missing(ref, store, settings) from e
 
 
-def missing(ref: ModelRef, store: Store) -> ModelMissing:
-    """The error for a model that is not here: the nearest names that are, else how to get it."""
-    near = _near(str(ref), [str(a.ref) for a in store.list()])
-    hint = f"Did you mean {' or '.join(near)}? " if near else ""
+def missing(ref: ModelRef, store: Store, settings: Settings) -> ModelMissing:
+    """The error for a model that is not here: how to get it, or the nearest names when no source can have it."""
+    here = [str(a.ref) for a in store.list()]
+    if ref.scheme == "catalog" and (unknown := _unknown(ref, here, settings)):
+        return unknown
+    near = _near(str(ref), here)
+    hint = f"Did you mean {_either(near)}? " if near else ""
     return ModelMissing(f"{ref} is not in the store", hint=f"{hint}`miyabi-llm pull {ref}` brings it.")
+
+
+def _unknown(ref: ModelRef, here: list[str], settings: Settings) -> ModelMissing | None:
+    """The error for a short name that means nothing, or None when the catalog knows it."""
+    from miyabi_llm import catalog
+
+    known = catalog.load(settings)
+    try:
+        known.find(ref)
+    except ModelMissing as e:
+        near = _near(str(ref), list(dict.fromkeys([*here, *(str(entry.ref) for entry in known.entries)])))
+        hint = f"Did you mean {_either(near)}?" if near else e.hint
+        message = f"{ref} is neither in the store nor in the catalog"
+        return ModelMissing(message, hint=f"{hint} `miyabi-llm list` shows what is here.", unknown=str(ref))
+    return None
+
+
+def _either(names: list[str]) -> str:
+    return " or ".join([", ".join(names[:-1]), names[-1]] if names[:-1] else names)
 
 
 def complete(incomplete: str) -> list[str]:

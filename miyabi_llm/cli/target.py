@@ -92,11 +92,13 @@ def _local(wish: Wish, settings: Settings, on_event: OnEvent) -> Iterator[Endpoi
     store = Store(settings.store)
     artifact = _artifact(wish, store, settings, on_event)
     with store.lease(artifact):
+        files = store.files(artifact)
+        _warn_of_base_model(artifact, files, on_event)
         found = None if wish.backend else serve.find_running(artifact, settings)
         if found is not None and _roomy(found, wish.ctx):
             yield found
             return
-        ctx = wish.ctx or _context(wish, store.files(artifact))
+        ctx = wish.ctx or _context(wish, files)
         plan = plans.make(artifact, store, settings, plans.Wanted(wish.backend, ctx=ctx, key=serve.new_key()))
         for text in plan.notes:
             on_event(Event("phase", "note", text))
@@ -113,7 +115,7 @@ def _artifact(wish: Wish, store: Store, settings: Settings, on_event: OnEvent) -
     try:
         return stored.find(name, store, settings)
     except ModelMissing as e:
-        if e.details.get("damaged") or not (wish.pull or _agrees(e)):
+        if e.details.get("damaged") or e.details.get("unknown") or not (wish.pull or _agrees(e)):
             raise
     from miyabi_llm import pull
 
@@ -125,6 +127,18 @@ def _agrees(missing: ModelMissing) -> bool:
         return False
     print(f"{missing.message}. Pull it now? [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _warn_of_base_model(artifact: Artifact, files: Mapping[str, Path], on_event: OnEvent) -> None:
+    from miyabi_llm import fit
+
+    try:
+        header = fit.read_header(files)
+    except MiyabiError:
+        return  # no GGUF, or one we cannot read: the backend says so if it cannot either
+    if header.chat_template is None:
+        text = "is a base model without a chat template: it continues text, it was not taught to answer"
+        on_event(Event("warning", str(artifact.ref), text))
 
 
 def _roomy(endpoint: Endpoint, ctx: int | None) -> bool:

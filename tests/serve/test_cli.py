@@ -113,7 +113,10 @@ def test_an_open_host_without_a_key_is_refused_before_anything_starts(cli: Cli, 
 @pytest.mark.parametrize(
     ("argv", "code", "words"),
     [
-        (["serve", "qwen-nonesuch:1b"], 3, "miyabi-llm pull"),
+        (["serve", "qwen2.5-coder:1.5"], 3, "Did you mean qwen2.5-coder:1.5b?"),
+        (["run", "nosuch", "hi"], 3, "Known short names: gemma3:270m"),
+        (["run", "nosuch", "hi", "--pull"], 3, "Known short names: gemma3:270m"),
+        (["rm", "gemma"], 3, "Did you mean gemma3:270m?"),
         (["stop"], 2, "--all"),
         (["stop", "nobody"], 3, "miyabi-llm ps"),
         (["logs", "nobody"], 3, "miyabi-llm ps"),
@@ -127,6 +130,41 @@ def test_mistakes(cli: Cli, argv: list[str], code: int, words: str) -> None:
     _, err = cli(*argv, code=code)
     assert words in err
     assert "Traceback" not in err
+    assert "miyabi-llm pull" not in err, "a pull of such a name cannot work"
+
+
+def test_a_fresh_key_is_named_and_works(cli: Cli) -> None:
+    process = cli.start("serve", REF, "--key", "--port", str(free_port()), "--", "--ctx-size", "512")
+    assert process.stdout is not None
+    assert REF in process.stdout.readline()
+    curl = process.stdout.readline()
+    answer = subprocess.run(["sh", "-c", f"{curl.rstrip()} -s"], capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(answer.stdout)["choices"], answer.stdout
+    key = Path(cli.env["MIYABI_HOME"]) / "run" / "gemma3-270m.key"
+    assert str(key) in curl
+    assert key.read_text().strip() not in curl
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert not key.exists()
+    assert "8192" not in err, "the context is the one given after --"
+
+
+def test_a_context_given_to_the_program_is_judged_as_if_it_were_ours(cli: Cli) -> None:
+    plan = json.loads(cli("serve", REF, "--dry-run", "--json", "--", "-c", "512")[0])
+    assert (plan["ctx"], plan["notes"]) == (512, [])
+    plan = json.loads(cli("serve", REF, "--dry-run", "--json", "--", "--ctx-size", "99999")[0])
+    assert "trained for 32768" in plan["notes"][0]
+    (note,) = json.loads(cli("serve", REF, "--dry-run", "--json")[0])["notes"]
+    assert note.startswith("context 8192 tokens")
+
+
+def test_a_base_model_is_said_to_be_one(cli: Cli) -> None:
+    out, err = cli("run", REF, "Once upon", "--max-tokens", "2", "--ctx", "512")
+    assert [line for line in err.splitlines() if "base model" in line] == [
+        f"warning: {REF}: is a base model without a chat template: it continues text, it was not taught to answer"
+    ]
+    assert "base model" not in out
 
 
 def test_without_a_backend_the_hint_says_how_to_get_one(cli: Cli, tmp_path: Path) -> None:
