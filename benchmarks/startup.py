@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -26,10 +27,10 @@ def {name}(ref: str, port: int = typer.Option(8080, help="Port."), json: bool = 
 
 def cpu(argv: list[str], env: dict[str, str]) -> float:
     """User and system CPU seconds of one run."""
-    before = os.times()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(argv, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
-    after = os.times()
-    return (after.children_user - before.children_user) + (after.children_system - before.children_system)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return (after.ru_utime - before.ru_utime) + (after.ru_stime - before.ru_stime)
 
 
 def main() -> None:
@@ -55,7 +56,7 @@ def main() -> None:
     base = medians["bare Typer app --help"]
     print(f"{'command':26} {'CPU ms':>8} {'ratio to bare':>14}   (median of {RUNS}, interleaved)")
     for name, seconds in medians.items():
-        print(f"{name:26} {1000 * seconds:8.0f} {seconds / base:14.2f}")
+        print(f"{name:26} {1000 * seconds:8.1f} {seconds / base:14.2f}")
     if "pipx --help" not in medians:
         print("pipx: not installed, left out (python -m pip install pipx)")
 
