@@ -7,7 +7,7 @@ some last words); crash-token (exits after --count tokens); hang (health 200, no
 ignore-term; grandchild (double-forks a child in its own session that holds our pipes and ignores SIGTERM);
 oom (SIGKILLs itself while loading); port-taken (bind error, llama-server's words); flood (--count MiB of binary without
 a newline on stderr, then ok); wrong-identity (offers another model); no-auth (answers without the key);
-never-binds (runs, listens nowhere).
+never-binds (runs, listens nowhere); slow (a chat takes --answer seconds, and /slots says who is busy).
 """
 
 import argparse
@@ -27,6 +27,7 @@ class Handler(BaseHTTPRequestHandler):
     args: ClassVar[argparse.Namespace]
     ready_at: ClassVar[float] = 0.0
     tokens: ClassVar[int] = 0
+    chats: ClassVar[int] = 0
     lock: ClassVar[threading.Lock] = threading.Lock()
     protocol_version = "HTTP/1.1"
 
@@ -62,6 +63,8 @@ class Handler(BaseHTTPRequestHandler):
             name = "stranger" if self.args.mode == "wrong-identity" else self.args.alias
             if self.path == "/v1/models":
                 self.say(200, {"object": "list", "data": [{"id": name, "object": "model"}]})
+            elif self.path == "/slots" and self.args.mode == "slow":
+                self.say(200, [{"id": 0, "is_processing": Handler.chats > 0}])
             else:
                 self.say(404, {"error": {"code": 404, "message": "File Not Found"}})
 
@@ -81,6 +84,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/v1/completions":
             self.say(200, {"choices": [{"text": "a", "finish_reason": "length"}], "model": self.args.alias})
         elif self.path == "/v1/chat/completions":
+            Handler.chats += 1
+            time.sleep(self.args.answer)
+            Handler.chats -= 1
             choice = {"message": {"role": "assistant", "content": "a"}, "finish_reason": "length"}
             self.say(200, {"choices": [choice], "model": self.args.alias})
         else:
@@ -107,6 +113,7 @@ def main() -> None:
     parser.add_argument("--mode", default="ok")
     parser.add_argument("--count", type=int, default=1)
     parser.add_argument("--load", type=float, default=0.0)
+    parser.add_argument("--answer", type=float, default=0.0)
     parser.add_argument("--quiet", action="store_true")
     args = parser.parse_args()
     print(f"fakellm: loading {args.alias}, mode {args.mode}", file=sys.stderr, flush=True)

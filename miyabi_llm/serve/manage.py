@@ -16,7 +16,7 @@ from miyabi_llm.serve.state import LOST, Record, RunDir
 from miyabi_llm.serve.values import ServerInfo
 from miyabi_llm.types import Artifact, Endpoint, LaunchPlan, OnEvent, silent
 
-STOP_S = 20.0  # seconds a supervisor gets to end its server and itself: more than the server's own grace
+STOP_S = 30.0  # seconds for a supervisor to end its server and itself: more than two graces, of requests and of exit
 
 
 def ps(settings: Settings) -> list[ServerInfo]:

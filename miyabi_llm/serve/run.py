@@ -106,8 +106,9 @@ def forever(
 ) -> None:
     """Serve in the foreground until SIGINT or SIGTERM; call it from the main thread.
 
-    When ready it sends one `done` event with the endpoint in its data. The first signal ends the server gently, a
-    second one at once. Raises Running when the name is taken, and ServerFailed when the server had to be given up.
+    When ready it sends one `done` event with the endpoint in its data, and the file its key lies in. The first signal
+    ends the server when its requests in progress are done, after the grace at the latest; a second one at once.
+    Raises Running when the name is taken, and ServerFailed when the server had to be given up.
     """
     job = Job("foreground", name or name_for(plan.endpoint.model), artifact, limits)
     supervise(plan, settings, on_event, job)
@@ -122,7 +123,10 @@ def supervise(plan: LaunchPlan, settings: Settings, on_event: OnEvent, job: Job)
             took = supervisor.start()
         except Stopped:
             return
-        on_event(Event("done", "ready", f"after {took:.1f} s", data={"endpoint": plan.endpoint, "name": job.name}))
+        endpoint = plan.endpoint
+        if endpoint.key:
+            endpoint = replace(endpoint, key_file=RunDir(settings.run).key(job.name))
+        on_event(Event("done", "ready", f"after {took:.1f} s", data={"endpoint": endpoint, "name": job.name}))
         while not supervisor.ended.wait(0.5):
             pass
         if supervisor.failure is not None:
@@ -139,8 +143,7 @@ def _signals(supervisor: Supervisor) -> Iterator[None]:
         count += 1
         supervisor.cancel()
         # The stop itself takes locks and time: not in a signal handler.
-        grace = None if count == 1 else 0.0
-        threading.Thread(target=supervisor.stop, args=(grace,), daemon=True).start()
+        threading.Thread(target=_end, args=(supervisor,), kwargs={"gently": count == 1}, daemon=True).start()
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {n: signal.signal(n, handle) for n in numbers}
@@ -149,6 +152,12 @@ def _signals(supervisor: Supervisor) -> Iterator[None]:
     finally:
         for n, old in before.items():
             signal.signal(n, old)
+
+
+def _end(supervisor: Supervisor, *, gently: bool) -> None:
+    if gently:
+        supervisor.drain()
+    supervisor.stop(None if gently else 0.0)
 
 
 def _record(plan: LaunchPlan, job: Job) -> Record:

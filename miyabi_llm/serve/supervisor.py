@@ -14,7 +14,7 @@ from miyabi_llm.proc import Child, launch, ports
 from miyabi_llm.serve.failure import explain
 from miyabi_llm.serve.ready import Stopped, port_of, wait_ready
 from miyabi_llm.serve.values import Limits, State
-from miyabi_llm.types import Event, LaunchPlan, OnEvent
+from miyabi_llm.types import Event, LaunchPlan, OnEvent, counted
 
 POLL = 0.25  # seconds between looks at a running server
 
@@ -77,6 +77,25 @@ class Supervisor:
     def cancel(self) -> None:
         """Make a `start` in another frame or thread give up. Safe in a signal handler."""
         self._stopping.set()
+
+    def drain(self) -> None:
+        """Wait until a ready server has no request in progress, `grace_s` at most; a `stop` meanwhile ends the wait."""
+        with self._lock:
+            child = self._child
+        if child is None or self._status.state != "ready":
+            return
+        from miyabi_llm.serve.probe import Probe
+
+        deadline, told = time.monotonic() + self._limits.grace_s, False
+        with Probe(self._plan) as probe:
+            # one that is busy with a long prompt may not find the time to say so
+            while probe.slots(1.0)[0] in ("busy", "silent") and time.monotonic() < deadline:
+                if not told:
+                    text = f"requests are in progress: they have {self._limits.grace_s:g} s to end"
+                    self._on_event(Event("phase", "stopping", text))
+                    told = True
+                if child.wait(0.1) is not None:
+                    return
 
     def _bring_up(self, state: State) -> float:
         host, port = _address(self._plan), port_of(self._plan)
@@ -146,7 +165,7 @@ class Supervisor:
 
     def _give_up(self, reason: MiyabiError) -> None:
         count, minutes = len(self._deaths), self._limits.crash_window_s / 60
-        message = f"given up after {count} deaths in {minutes:g} min; the last: {reason.message}"
+        message = f"given up after {counted(count, 'death')} in {minutes:g} min; the last: {reason.message}"
         self.failure = ServerFailed(message, hint=reason.hint, **reason.details)
         self._say(state="dead", nonce="", error=message)
 

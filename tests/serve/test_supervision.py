@@ -207,6 +207,52 @@ def test_a_second_ctrl_c_kills_at_once(plan: MakePlan, tmp_path: Path, alias: st
     assert not processes(alias)
 
 
+@pytest.mark.parametrize(("takes", "answered"), [(1.0, True), (60.0, False)])
+def test_a_signal_waits_for_requests_within_the_grace(
+    plan: MakePlan, tmp_path: Path, takes: float, answered: bool
+) -> None:
+    """P17."""
+    slow = plan("slow", "--answer", str(takes))
+    process = foreground(slow, tmp_path, grace=2.0)
+    ready(process)
+    chat = ask(slow)
+    time.sleep(0.3)
+    begin = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert finish(process) == 0
+    assert time.monotonic() - begin < 4.5
+    assert (b'"choices"' in chat.communicate(timeout=10)[0]) is answered
+
+
+def test_a_second_signal_does_not_wait_for_requests(plan: MakePlan, tmp_path: Path) -> None:
+    slow = plan("slow", "--answer", "60")
+    process = foreground(slow, tmp_path, grace=30)
+    ready(process)
+    chat = ask(slow)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert process.poll() is None
+    begin = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert finish(process) == 0
+    assert time.monotonic() - begin < 3
+    chat.communicate(timeout=10)
+
+
+def ask(plan: LaunchPlan) -> subprocess.Popen[bytes]:
+    """A chat with the plan's server, in a process of its own that prints the answer."""
+    assert plan.endpoint.key is not None
+    code = (
+        "import sys, urllib.request as u; "
+        "r = u.Request(sys.argv[1], b'{}', {'authorization': 'Bearer ' + sys.argv[2]}); "
+        "print(u.build_opener(u.ProxyHandler({})).open(r).read())"
+    )
+    url = f"{plan.endpoint.base_url}/v1/chat/completions"
+    command = [sys.executable, "-c", code, url, plan.endpoint.key.reveal()]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+
+
 def test_a_second_foreground_server_of_the_same_name_is_refused(plan: MakePlan, tmp_path: Path, alias: str) -> None:
     """P16."""
     first = foreground(plan(), tmp_path)
