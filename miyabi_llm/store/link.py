@@ -20,6 +20,8 @@ from miyabi_llm.refs import ModelRef, is_safe_name
 from miyabi_llm.store.adopt import folders, hash_file
 from miyabi_llm.types import Artifact, StoredFile
 
+OURS = "miyabi"  # our corner of Ollama's names: without one a name means a model of Ollama's own library
+
 Tool = Literal["hf", "ollama", "lm-studio"]
 TOOLS: tuple[Tool, ...] = get_args(Tool)
 
@@ -122,7 +124,8 @@ def _ollama(artifact: Artifact, paths: Mapping[StoredFile, Path], settings: Sett
 def _lm_studio(artifact: Artifact, paths: Mapping[StoredFile, Path], settings: Settings, name: str | None) -> Linked:
     """LM Studio's folder: PUBLISHER/REPO/FILE."""
     repo, _ = _repository(artifact, settings, name)
-    repo = repo or f"miyabi-llm/{_slug(artifact)}"
+    tag = artifact.ref.revision or artifact.ref.quant
+    repo = repo or f"miyabi-llm/{_slug(artifact)}" + (f"-{_plain(tag)}" if tag else "")
     where = folders(settings).lm_studio
     root = next((p for p in where if p.is_dir()), where[0]) / repo
     done = {root / f.name: place(source, root / f.name, f) for f, source in paths.items()}
@@ -228,7 +231,11 @@ def _origins(artifact: Artifact, settings: Settings) -> Iterator[ModelRef]:
 def _slug(artifact: Artifact) -> str:
     """The artifact's own name as one path segment."""
     text = artifact.ref.name.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf")
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "model"
+    return _plain(text) or "model"
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")
 
 
 def _ollama_name(artifact: Artifact, name: str | None) -> tuple[str, str, str]:
@@ -238,8 +245,9 @@ def _ollama_name(artifact: Artifact, name: str | None) -> tuple[str, str, str]:
         ref = ModelRef.parse(f"ollama:{name}")
     if ref.scheme in ("ollama", "catalog"):
         space, _, model = ref.name.rpartition("/")
-        return (space or "library").lower(), model.lower(), (ref.revision or "latest").lower()
-    return "library", _slug(artifact).lower(), (ref.quant or "latest").lower()
+        usual = "library" if ref.scheme == "ollama" else OURS
+        return (space or usual).lower(), model.lower(), (ref.revision or "latest").lower()
+    return OURS, _slug(artifact).lower(), (ref.quant or "latest").lower()
 
 
 def _role(file: StoredFile) -> str | None:

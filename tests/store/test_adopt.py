@@ -231,8 +231,8 @@ def test_ollamas_store_is_whole(settings: Settings, tmp_path: Path) -> None:
     art = artifact("hf:Org/Repo-GGUF:Q4_K_M", path, sha256, name="tiny.gguf")
     done = link.link("ollama", art, {"tiny.gguf": path}, settings)
     root = settings.user_home / ".ollama/models"
-    assert done.name == "repo-gguf:q4_k_m"
-    manifest = json.loads((root / "manifests/registry.ollama.ai/library/repo-gguf/q4_k_m").read_text())
+    assert done.name == "miyabi/repo-gguf:q4_k_m"
+    manifest = json.loads((root / "manifests/registry.ollama.ai/miyabi/repo-gguf/q4_k_m").read_text())
     assert manifest["layers"] == [
         {"mediaType": "application/vnd.ollama.image.model", "digest": f"sha256:{sha256}", "size": size}
     ]
@@ -255,10 +255,23 @@ def test_another_model_under_the_name_stays(settings: Settings, tmp_path: Path) 
     theirs = settings.user_home / ".ollama/models/manifests/registry.ollama.ai/library/qwen2.5-coder/1.5b"
     theirs.parent.mkdir(parents=True)
     theirs.write_text("{}")
-    with pytest.raises(Unsafe, match="names another model"):
-        link.link("ollama", art, {"tiny.gguf": path}, settings)
+    # our short names are not those of Ollama's library, unless the user says so
+    assert link.link("ollama", art, {"tiny.gguf": path}, settings).name == "miyabi/qwen2.5-coder:1.5b"
+    pulled = artifact("ollama:qwen2.5-coder:1.5b", path, sha256, name="model.gguf")
+    for model, name in ((art, "qwen2.5-coder:1.5b"), (pulled, None)):
+        with pytest.raises(Unsafe, match="names another model"):
+            link.link("ollama", model, {model.files[0].name: path}, settings, name=name)
     assert theirs.read_text() == "{}"
-    assert link.link("ollama", art, {"tiny.gguf": path}, settings, name="me/mine:x").name == "me/mine:x"
+    assert link.link("ollama", pulled, {"model.gguf": path}, settings, name="me/mine:x").name == "me/mine:x"
+
+
+def test_two_tags_do_not_share_a_folder(settings: Settings, tmp_path: Path) -> None:
+    names = set()
+    for text in ("ollama:gemma3:270m", "ollama:gemma3:1b"):
+        path, sha256, _ = gguf_file(tmp_path / f"store/{len(names)}", text)
+        art = artifact(text, path, sha256, name="model.gguf")
+        names.add(link.link("lm-studio", art, {"model.gguf": path}, settings).name)
+    assert names == {"miyabi-llm/gemma3-270m", "miyabi-llm/gemma3-1b"}
 
 
 def test_other_bytes_in_the_way_stay(settings: Settings, tmp_path: Path) -> None:
