@@ -97,24 +97,21 @@ def checks(found: dict[str, Any]) -> None:
 def removals(found: list[Removed]) -> None:
     """What is gone and what that freed."""
     for gone in found:
-        print(f"removed {gone.ref}, {human(gone.bytes)} free again")
-        if gone.kept:
-            note(f"  {gone.kept}")
+        why = f": {gone.kept}" if gone.kept else ""
+        print(f"removed {gone.ref}, {human(gone.bytes)} free again{why}")
 
 
 def pruned(found: Pruned) -> None:
     """What was removed or would be; what was kept and why on stderr."""
-    if found.removed:
-        table(
-            ("WHAT", "SIZE", "WHY", "PATH"),
-            ((r.kind, human(r.bytes), r.reason, str(r.path)) for r in found.removed),
-        )
+    things = [r for r in found.removed if r.kind != "lease"]  # a dead lease is an empty file: nobody misses it
+    if things:
+        table(("WHAT", "SIZE", "WHY", "PATH"), ((r.kind, human(r.bytes), r.reason, str(r.path)) for r in things))
     for kept in found.kept:
         note(f"kept {kept.path} ({human(kept.bytes)}): {kept.reason}")
-    if found.dry_run and found.removed:
+    if found.dry_run and things:
         print(f"{human(found.bytes)} would be free again: run `miyabi-llm prune --yes`.")
     else:
-        print(f"{human(found.bytes)} free again." if found.removed else "Nothing to remove.")
+        print(f"{human(found.bytes)} free again." if things else "Nothing to remove.")
 
 
 def usage(found: Usage) -> None:

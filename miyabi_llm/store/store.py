@@ -264,6 +264,7 @@ class Store:
             views.drop(self.fs, self.layout.views / views.key(gone))
         if needs.unreadable:
             return Removed(ref, 0, f"{needs.unreadable} manifests cannot be read and may need its files")
+        kept = [f"the same bytes are those of {', '.join(also)}"] if (also := _also(mine, needs)) else []
         freed = shared = 0
         for sha256 in mine - needs.blobs:
             size = self.blobs.size(sha256)
@@ -271,7 +272,9 @@ class Store:
                 alone = self.fs.lstat(self.layout.blob(sha256)).st_nlink == 1
                 self.fs.unlink(self.layout.blob(sha256))
                 freed, shared = (freed + size, shared) if alone else (freed, shared + size)
-        return Removed(ref, freed, f"{shared:,} bytes stay on the disk: another tool has them too" if shared else "")
+        if shared:
+            kept.append(f"{shared:,} bytes stay on the disk: another tool has them too")
+        return Removed(ref, freed, "; ".join(kept))
 
     def discard(self, sha256: Digest) -> bool:
         """Remove a blob that no model needs; False when one does, or while somebody uses the store. Not within `using`.
@@ -360,6 +363,11 @@ class Store:
     def _needs(self) -> gc.Needs:
         models, corrupt = self._survey()
         return gc.Needs(tuple(a for a, _ in models), len(corrupt))
+
+
+def _also(blobs: set[Digest], needs: gc.Needs) -> list[str]:
+    """The models that need some of `blobs`."""
+    return [str(a.ref) for a in needs.models if not blobs.isdisjoint(f.sha256 for f in a.files)]
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -236,6 +236,21 @@ def test_prune_is_a_dry_run_until_yes(store: Store, say: Callable[..., Said]) ->
     assert blob.exists()
 
 
+def test_prune_does_not_speak_of_dead_leases(store: Store, say: Callable[..., Said]) -> None:
+    add(store)
+    store.layout.leases.joinpath("999999999-0").write_text("[]")
+    assert say("prune")[1] == "Nothing to remove.\n"
+    assert say("prune", "--yes")[1] == "Nothing to remove.\n"
+    assert list(store.layout.leases.iterdir()) == []
+
+
+def test_rm_says_which_model_has_the_same_bytes(store: Store, say: Callable[..., Said]) -> None:
+    add(store)
+    add(store, "hf:Org/Same:F16")
+    _, out, _ = say("rm", NAME)
+    assert out == f"removed {NAME}, 0 B free again: the same bytes are those of hf:Org/Same:F16\n"
+
+
 def test_df(store: Store, say: Callable[..., Said]) -> None:
     art = add(store)
     _, found, _ = say("df", "--json")
