@@ -11,7 +11,7 @@ from typing import Any
 
 from miyabi_llm import gguf, safetensors
 from miyabi_llm.errors import BadUsage, Corrupt, Missing, ModelMissing
-from miyabi_llm.shards import join
+from miyabi_llm.shards import join, own
 from miyabi_llm.types import Artifact, Format, plain
 
 MAX_CONFIG = 4 << 20  # bytes of a config.json or tokenizer_config.json
@@ -108,7 +108,7 @@ def _gguf(files: Mapping[str, Path], name: str, size: int, artifact: Artifact | 
     for file, path in files.items():
         with path.open("rb") as f:
             headers[file] = gguf.read(f, path.stat().st_size)
-    headers = {n: h for n, h in headers.items() if not _beside(h)} or headers
+    headers = own(headers) or headers
     # one shard shown by its path speaks for itself; a model must have all of them
     header = next(iter(headers.values())) if len(headers) == 1 and artifact is None else join(headers)
     return Description(
@@ -127,11 +127,6 @@ def _gguf(files: Mapping[str, Path], name: str, size: int, artifact: Artifact | 
         keys={k: _shown(v) for k, v in header.kv.items()},
         template=header.chat_template,
     )
-
-
-def _beside(header: gguf.Header) -> bool:
-    """Whether a GGUF file goes with a model instead of being one: an image encoder or an adapter."""
-    return header.architecture == "clip" or header.text("general.type") in ("mmproj", "adapter")
 
 
 def _safetensors(

@@ -14,7 +14,7 @@ from miyabi_llm.gguf import Header
 from miyabi_llm.hardware import Gpu, Hardware
 from miyabi_llm.memory import KV_TYPES, MIB, estimate, largest_ctx
 from miyabi_llm.refs import ModelRef
-from miyabi_llm.shards import join
+from miyabi_llm.shards import join, own
 from miyabi_llm.sources import peek
 from miyabi_llm.store import Store
 from miyabi_llm.tools import installed
@@ -23,6 +23,7 @@ from miyabi_llm.types import MemoryEstimate
 MARGIN = 512 * MIB  # left to the rest of the machine: a server that takes the last page makes all of it crawl
 GPU_MARGIN = 1024 * MIB  # llama.cpp's own --fit leaves this much of a device
 CACHE_RAM = 8192  # MiB of earlier prompts llama-server keeps unless told otherwise
+LAST = "what follows `--` is for llama-server and goes last: `miyabi-llm serve MODEL [options] -- …`"
 TIGHT = 0.85  # share of the available memory from which a fit is called tight
 
 # Bits per weight of the whole file, from `llama-quantize --dry-run` on a 1.5B model with its own output matrix;
@@ -126,7 +127,7 @@ def judge(
         facts=facts(header),
         advice=advice,
         quants=quants,
-        notes=tuple(_notes(header, ctx, gpu, device)),
+        notes=tuple(_notes(header, ctx, gpu, device, fits=fits)),
     )
 
 
@@ -156,17 +157,20 @@ def read_header(paths: Mapping[str, Path]) -> Header:
 
     Raises BadUsage without one, Corrupt, ModelMissing when a file is gone.
     """
-    names = [n for n in sorted(paths) if peek.is_model(n)]
-    if not names:
-        raise BadUsage("no GGUF file in this model", hint="Memory is estimated from GGUF headers only.")
     headers = {}
-    for name in names:
+    for name in sorted(n for n in paths if n.lower().endswith(".gguf")):
         try:
             with paths[name].open("rb") as f:
                 headers[name] = gguf.read(f, paths[name].stat().st_size)
         except FileNotFoundError:
             raise ModelMissing(f"{paths[name]} is not there", hint="Pull the model again.") from None
-    return join(headers)
+    return _whole(headers, "this model")
+
+
+def _whole(headers: Mapping[str, Header], what: str) -> Header:
+    if not (mine := own(headers)):
+        raise BadUsage(f"no GGUF file in {what}", hint="Memory is estimated from GGUF headers only.")
+    return join(mine)
 
 
 def find_header(ref: ModelRef, store: Store, settings: Settings) -> tuple[Header, str]:
@@ -187,11 +191,13 @@ def find_header(ref: ModelRef, store: Store, settings: Settings) -> tuple[Header
     for origin in known.find(ref).sources if ref.scheme == "catalog" else (ref,):
         try:
             if isinstance(origin, ModelRef):
-                return join(peek.headers(origin, settings)), str(origin)
+                return _whole(peek.headers(origin, settings), str(origin)), str(origin)
             file = known.find(ref).remote(origin)
             return peek.of_file(peek.in_order(origin.scheme, settings), file), str(origin)
         except (NetworkError, ModelMissing, AccessDenied) as e:
             failed.append(e)
+    if len(failed) == 1:
+        raise failed[0]
     reasons = "; ".join(e.message for e in failed)
     raise type(failed[0])(f"no source of {ref} gave its header: {reasons}", hint=failed[0].hint)
 
@@ -214,32 +220,43 @@ def _quants(header: Header, needed: MemoryEstimate, budget: int) -> Iterable[Qua
 def _advise(header: Header, needed: MemoryEstimate, budget: int, ctx: int, most: int | None) -> tuple[str, ...]:
     """What to change so that it fits, the least loss first."""
     advice = []
+    trained = header.context_length
+    if trained and ctx > trained:
+        advice.append(f"stay within the {trained} tokens the model was trained for (`--ctx {trained}`)")
     if needed.repack and needed.total - min(needed.repack, needed.weights) <= budget:
-        advice.append("serve it with `--load-mode none`: the weights are then in memory once, not twice")
-    if most is not None and most < ctx:
+        advice.append("serve it with `-- --load-mode none`: the weights are then in memory once, not twice")
+    if most is not None and most < min(ctx, trained or ctx):
         advice.append(f"serve it with a context of {most} tokens (`--ctx {most}`)")
     for kv_type in ("q8_0", "q4_0"):
         elements, size = KV_TYPES[kv_type]
         if needed.total - needed.kv + needed.kv * size // (2 * elements) <= budget:
-            advice.append(f"keep the cache in {kv_type} (`--cache-type-k {kv_type} --cache-type-v {kv_type}`)")
+            advice.append(f"keep the cache in {kv_type} (`-- --cache-type-k {kv_type} --cache-type-v {kv_type}`)")
             break
     smaller = next((q for q in _quants(header, needed, budget) if q.fits), None)
     if smaller is not None:
         advice.append(f"take a smaller file of the model: {smaller.name} needs about {smaller.total // MIB} MiB")
+    if any("`-- " in line for line in advice):
+        advice.append(LAST)
     return tuple(advice) or ("take a smaller model",)
 
 
 def _tune(needed: MemoryEstimate, budget: int, device: str) -> Iterable[str]:
     left = (budget - needed.total) // MIB
-    if device == "cpu" and left < CACHE_RAM:
-        yield f"leave earlier prompts {max(0, left)} MiB at most (`--cache-ram {max(0, left)}`)"
-    if device == "cpu" and needed.repack and needed.total > TIGHT * budget:
+    if device != "cpu":
+        return
+    roomy = left >= CACHE_RAM
+    if not roomy:
+        yield f"leave earlier prompts {max(0, left)} MiB at most (`-- --cache-ram {max(0, left)}`)"
+    tight = needed.repack > 0 and needed.total > TIGHT * budget
+    if tight:
         saved = min(needed.repack, needed.weights) // MIB
-        yield f"`--load-mode none` saves {saved} MiB: the weights are then in memory once, not twice"
+        yield f"`-- --load-mode none` saves {saved} MiB: the weights are then in memory once, not twice"
+    if tight or not roomy:
+        yield LAST
 
 
-def _notes(header: Header, ctx: int, gpu: Gpu | None, device: str) -> Iterable[str]:
-    if header.context_length and ctx > header.context_length:
+def _notes(header: Header, ctx: int, gpu: Gpu | None, device: str, *, fits: bool | None) -> Iterable[str]:
+    if fits is not False and header.context_length and ctx > header.context_length:
         yield f"the model was trained for {header.context_length} tokens"
     if gpu is not None and device == "cpu":
         free = (gpu.memory_free or 0) // MIB

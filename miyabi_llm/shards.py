@@ -1,4 +1,4 @@
-"""A model cut into several GGUF files: the parts must be all there, in order, and of one model."""
+"""A model in several GGUF files: which of them are its own, and whether all its parts are there and in order."""
 
 from __future__ import annotations
 
@@ -12,6 +12,15 @@ from miyabi_llm.refs import is_safe_name
 
 _NAME: Final = re.compile(r"(?P<stem>.+)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf")
 _HINT: Final = "Pull the model again."
+
+
+def own(headers: Mapping[str, Header]) -> dict[str, Header]:
+    """The headers of the model itself, whatever the files are called: no image encoders, no adapters."""
+    return {
+        name: h
+        for name, h in headers.items()
+        if h.architecture != "clip" and h.text("general.type") not in ("mmproj", "adapter")
+    }
 
 
 def join(headers: Mapping[str, Header]) -> Header:

@@ -218,7 +218,24 @@ def test_it_does_not_fit_and_what_to_do() -> None:
     assert f"--ctx {verdict.largest_ctx}" in words
     assert "smaller file" in words
     roomy = fit.judge(qwen(), machine(2700 * MIB), 32768)
-    assert "--load-mode none" in roomy.advice[0]
+    assert "`-- --load-mode none`" in roomy.advice[0]
+    assert "serve MODEL [options] -- " in roomy.advice[-1]
+
+
+def test_the_trained_context_comes_first() -> None:
+    verdict = fit.judge(qwen(), machine(16384 * MIB), 2_000_000)
+    assert verdict.fits is False
+    assert verdict.advice[0] == "stay within the 32768 tokens the model was trained for (`--ctx 32768`)"
+    assert not any("trained" in note for note in verdict.notes)
+    assert "--ctx" not in " / ".join(verdict.advice[1:])
+    small = fit.judge(qwen(), machine(2500 * MIB), 2_000_000)
+    assert "32768" in small.advice[0]
+    assert f"--ctx {small.largest_ctx}" in " / ".join(small.advice[1:])
+    fits = fit.judge(qwen(), machine(16384 * MIB), 40_000)
+    assert (fits.fits, fits.notes) == (True, ("the model was trained for 32768 tokens",))
+
+
+def test_nothing_smaller_than_the_model_is_left() -> None:
     assert fit.judge(qwen(), machine(600 * MIB)).advice == ("take a smaller model",)
 
 
@@ -262,9 +279,14 @@ def test_hostile_numbers_in_a_sound_header() -> None:
 
 def test_the_header_of_a_model_on_disk(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(tiny())
-    (tmp_path / "mmproj-m.gguf").write_bytes(b"another thing")
+    # as Ollama's layers are called here, and as the hub's files are; what they are, their headers say
+    (tmp_path / "a-projector.gguf").write_bytes(tiny(extra={"general.architecture": "clip"}))
+    (tmp_path / "adapter.gguf").write_bytes(tiny(extra={"general.type": "adapter"}))
+    (tmp_path / "mmproj-m.gguf").write_bytes(tiny(extra={"general.type": "mmproj"}))
     paths = {p.name: p for p in tmp_path.iterdir()}
     assert fit.read_header(paths).architecture == "qwen2"
+    with pytest.raises(BadUsage, match="no GGUF file"):
+        fit.read_header({"adapter.gguf": tmp_path / "adapter.gguf"})
     with pytest.raises(BadUsage, match="no GGUF file"):
         fit.read_header({"model.safetensors": tmp_path / "x"})
 
