@@ -2,7 +2,8 @@
 
     python benchmarks/serve.py [MODEL]
 
-MODEL is a stored model (default gemma3:270m). Both sides run the same command line and are looked at every 20 ms.
+MODEL is a stored model. Without one, gemma3:270m is pulled into the tests' store, below the user's cache.
+Both sides run the same command line and are looked at every 20 ms.
 The bare server counts as ready when /health answers 200 and when one token came; ours when `running` hands over the
 endpoint, which holds all its proofs. Runs alternate, so that a slow moment of the machine hits both; medians.
 """
@@ -23,10 +24,12 @@ from pathlib import Path
 import httpx
 
 from miyabi_llm import config, serve
-from miyabi_llm.cli import plans, stored
+from miyabi_llm.cli import plans, progress, stored
 from miyabi_llm.config import Settings
 from miyabi_llm.proc import ports
 from miyabi_llm.proc.environ import child_environment
+from miyabi_llm.pull import pull
+from miyabi_llm.refs import ModelRef
 from miyabi_llm.store import Store
 from miyabi_llm.types import LaunchPlan
 
@@ -90,8 +93,13 @@ def measure(plan: LaunchPlan, settings: Settings) -> dict[str, list[float]]:
 def main() -> None:
     """Measure and print ratios."""
     settings = config.load()
-    store = Store(settings.store)
-    artifact = stored.find(sys.argv[1] if len(sys.argv) > 1 else "gemma3:270m", store, settings)
+    if len(sys.argv) > 1:
+        store = Store(settings.store)
+        artifact = stored.find(sys.argv[1], store, settings)
+    else:
+        store = Store(settings.cache / "tests" / "store")
+        with progress.shown() as on_event:
+            artifact = pull(ModelRef.parse("gemma3:270m"), store, settings, on_event)
     with store.lease(artifact), tempfile.TemporaryDirectory() as home:
         # one processor stays free for the client: a full machine measures its scheduler
         threads = max(1, (os.cpu_count() or 2) // 2)
