@@ -57,6 +57,7 @@ def test_at_any_moment_of_the_start(tmp_path: Path, alias: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_twenty_times_each(tmp_path: Path, alias: str) -> None:
     for _ in range(20):
         kill_foreground(fake_plan(free_port(), alias, "grandchild"), tmp_path)
@@ -68,7 +69,8 @@ def test_the_real_server(real_plan: LaunchPlan, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_real_server_five_times_each(real_plan: LaunchPlan, tmp_path: Path) -> None:
-    for _ in range(5):
+@pytest.mark.timeout(900)
+def test_the_real_server_twenty_times_each(real_plan: LaunchPlan, tmp_path: Path) -> None:
+    for _ in range(20):
         kill_foreground(real_plan, tmp_path)
         kill_detached(real_plan, tmp_path)
