@@ -38,9 +38,10 @@ def list_(json_: bool = JSON) -> None:
     settings, store = _here()
     models = store.list()
     show.emit(models, as_json=json_, render=views.models)
-    for problem in store.problems():
+    problems = store.problems()
+    for problem in problems:
         show.note(f"{problem.name}: {problem.message}" + (f"\n  {problem.fix}" if problem.fix else ""))
-    if not models and not json_:
+    if not models and not problems and not json_:
         show.note(f"No models here yet. Run `miyabi-llm pull {settings.default_model}`.")
 
 

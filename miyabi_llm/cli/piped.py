@@ -22,7 +22,11 @@ def question(words: str, stdin: TextIO | None) -> str | None:
 
     if stdin is not None and stdin.isatty():
         return words if words.strip() else None
-    text = with_context(words, _read(stdin) if stdin is not None and _flows(stdin) else "")
+    flows = stdin is not None and _flows(stdin)
+    came = _read(stdin) if stdin is not None and flows else ""
+    text = with_context(words, came)
+    if flows and not came.strip() and words.strip():  # `git diff | …` where nothing has changed
+        print("warning: standard input is empty; the prompt is asked alone", file=sys.stderr)
     if not text.strip():
         raise BadUsage("nothing to ask: no PROMPT, and standard input is empty", hint="Give a PROMPT, or --chat.")
     return text

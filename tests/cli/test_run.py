@@ -68,6 +68,12 @@ def test_a_pipe_alone_is_the_prompt_and_the_first_model_answers(server: Openaid)
     assert server.asked[-1]["model"] == "normal"
 
 
+def test_an_empty_pipe_is_said_to_be_empty(server: Openaid) -> None:
+    done = run(server, "normal", "review this", stdin="")
+    assert done.returncode == 0
+    assert done.stderr == "warning: standard input is empty; the prompt is asked alone\n"
+
+
 def test_bytes_that_are_not_text_are_replaced_aloud(server: Openaid) -> None:
     done = run(server, "normal", stdin=b"caf\xe9")
     assert "not UTF-8" in done.stderr
