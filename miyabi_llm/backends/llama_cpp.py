@@ -41,12 +41,14 @@ class LlamaCpp:
         """The server's command line for `spec`; flags its --help does not list are left out.
 
         GPU layers are left to llama.cpp's own fitting. The key goes by the environment. `extra` comes last, so it
-        wins. Raises BackendMissing without a usable program, BadUsage when `spec` holds no GGUF file.
+        wins. Raises BackendMissing without a usable program, BadUsage when `spec` holds no GGUF file, or `extra` an
+        option that says which model is served where to whom.
         """
         if program is None:
             raise BackendMissing("llama-server is not installed", hint=llama_cpp.INSTALL_HINT)
         if spec.key and KEY_VARIABLE not in program.environment:
             raise BackendMissing(f"{program.path} takes no key by {KEY_VARIABLE}", hint=llama_cpp.INSTALL_HINT)
+        _refuse_ours(spec.extra)
         ctx = DEFAULT_CTX if spec.ctx is None else spec.ctx
         endpoint = Endpoint(client_url(spec.host, spec.port), spec.alias, ("openai", "anthropic"), spec.key)
         return LaunchPlan(
@@ -96,6 +98,17 @@ def model_files(files: Mapping[str, Path]) -> tuple[Path, Path | None]:
     if not models:
         raise BadUsage("no GGUF file in this model", hint="llama-cpp serves GGUF files only.")
     return files[(parts or models)[0]], files[projectors[0]] if projectors else None
+
+
+# What the proof of a served model rests on: the option of the program -> ours.
+_OURS = {"--host": "--host", "--port": "--port", "--api-key": "--key", "--api-key-file": "--api-key-file"}
+_OURS |= dict.fromkeys(("-m", "--model", "-a", "--alias", "-hf", "--hf-repo", "-mu", "--model-url"), "REF")
+
+
+def _refuse_ours(extra: tuple[str, ...]) -> None:
+    for word in extra:
+        if word in _OURS:
+            raise BadUsage(f"{word} cannot be given after --", hint=f"Use `miyabi-llm serve` with {_OURS[word]}.")
 
 
 def _last_ctx(extra: tuple[str, ...], ctx: int) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from miyabi_llm.errors import MiyabiError
+from miyabi_llm.errors import MachineLimit, MiyabiError
 from miyabi_llm.types import Secret, ServeSpec
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Wanted:
 def make(artifact: Artifact, store: Store, settings: Settings, wanted: Wanted) -> LaunchPlan:
     """The plan for `artifact`; its notes say what was chosen and why. The caller holds a lease meanwhile.
 
-    Raises BadUsage (a host others can reach, without a key), BackendMissing, PortTaken.
+    Raises BadUsage (a host others can reach, without a key), BackendMissing, MachineLimit, PortTaken.
     """
     from miyabi_llm import backends, hardware, serve
     from miyabi_llm.proc import ports
@@ -60,7 +60,7 @@ def make(artifact: Artifact, store: Store, settings: Settings, wanted: Wanted) -
     )
     plan = choice.backend.plan(spec, choice.detected.program)
     if wanted.extra and plan.ctx is not None and plan.ctx != ctx:  # the person's own words come last, and win
-        _, notes = _context(files, machine, plan.ctx)
+        _, notes = _context(files, machine, plan.ctx, given=True)
     return replace(plan, notes=(*plan.notes, *notes))
 
 
@@ -72,8 +72,13 @@ def alias(artifact: Artifact) -> str:
     return Path(artifact.files[0].name).stem.replace(",", "-") or "model"
 
 
-def _context(files: Mapping[str, Path], machine: object, asked: int | None) -> tuple[int | None, tuple[str, ...]]:
-    """The context to serve with, in tokens, and what to say about it."""
+def _context(
+    files: Mapping[str, Path], machine: object, asked: int | None, *, given: bool = False
+) -> tuple[int | None, tuple[str, ...]]:
+    """The context to serve with, in tokens, and what to say about it.
+
+    Raises MachineLimit when what was asked for can never fit, unless it was `given` to the program itself.
+    """
     from miyabi_llm import fit
     from miyabi_llm.hardware import Hardware
 
@@ -84,6 +89,10 @@ def _context(files: Mapping[str, Path], machine: object, asked: int | None) -> t
         return asked, ()  # no GGUF, or a header we cannot read: the backend decides, and says so if it cannot either
     limit, most = verdict.facts.context_length, verdict.largest_ctx
     if asked is not None:
+        needed, room = verdict.needed, machine.ram_total + sum(g.memory_total or 0 for g in machine.gpus)
+        if machine.ram_total and not given and needed.kv + needed.compute > room:  # weights can stay on the disk
+            most_hint = f"Use --ctx {min(most, limit or most)} or less." if most else "`miyabi-llm fit` says what does."
+            raise MachineLimit(f"a context of {asked} tokens needs more memory than this machine has", hint=most_hint)
         if verdict.fits is False:
             return asked, ("this context may not fit the memory; `miyabi-llm fit` says what does",)
         if limit and asked > limit:

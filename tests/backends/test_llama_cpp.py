@@ -99,3 +99,10 @@ def test_which_file_is_the_model() -> None:
 )
 def test_where_clients_go(host: str, url: str) -> None:
     assert client_url(host, 1) == url
+
+
+@pytest.mark.parametrize("word", ["--host", "--port", "--model", "-m", "--alias", "--api-key"])
+def test_extra_words_cannot_change_what_is_proven(word: str) -> None:
+    """`-- --host 0.0.0.0` would open a server without a key; `-- --port` would make us wait at the wrong door."""
+    with pytest.raises(BadUsage, match="cannot be given after --"):
+        LlamaCpp().plan(replace(spec(), extra=("--temp", "0", word, "x")), PROGRAM)

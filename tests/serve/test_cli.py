@@ -26,12 +26,22 @@ class Cli:
     def __init__(self, home: Path, server: Path, store: Path) -> None:
         path = os.pathsep.join([str(server.parent), os.environ["PATH"]])
         self.env = os.environ | {"MIYABI_HOME": str(home), "PATH": path}
+        self.started: list[subprocess.Popen[str]] = []
         home.mkdir()
         (home / "store").symlink_to(store)
 
     def start(self, *argv: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "miyabi_llm", *argv]
-        return subprocess.Popen(command, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        self.started.append(subprocess.Popen(command, env=self.env, **options))  # type: ignore[call-overload]
+        return self.started[-1]
+
+    def close(self) -> None:
+        """End what a failed test left."""
+        for process in self.started:
+            if process.poll() is None:
+                process.kill()
+                process.communicate(timeout=20)
 
     def __call__(self, *argv: str, code: int = 0) -> tuple[str, str]:
         process = self.start(*argv)
@@ -48,6 +58,7 @@ def cli(
     assert isinstance(real_store, Store)
     made = Cli(tmp_path / "home", real_server, real_store.root)
     yield made
+    made.close()
     made("stop", "--all")
     assert all_gone(str(tmp_path), 2.0)
 
@@ -138,7 +149,8 @@ def test_a_fresh_key_is_named_and_works(cli: Cli) -> None:
     assert process.stdout is not None
     assert REF in process.stdout.readline()
     curl = process.stdout.readline()
-    answer = subprocess.run(["sh", "-c", f"{curl.rstrip()} -s"], capture_output=True, text=True, timeout=60, check=True)
+    short = curl.rstrip().replace('"messages"', '"max_tokens": 2, "messages"')
+    answer = subprocess.run(["sh", "-c", f"{short} -s"], capture_output=True, text=True, timeout=60, check=True)
     assert json.loads(answer.stdout)["choices"], answer.stdout
     key = Path(cli.env["MIYABI_HOME"]) / "run" / "gemma3-270m.key"
     assert str(key) in curl
@@ -157,6 +169,13 @@ def test_a_context_given_to_the_program_is_judged_as_if_it_were_ours(cli: Cli) -
     assert "trained for 32768" in plan["notes"][0]
     (note,) = json.loads(cli("serve", REF, "--dry-run", "--json")[0])["notes"]
     assert note.startswith("context 8192 tokens")
+
+
+def test_a_context_beyond_all_memory_is_refused_before_anything_starts(cli: Cli, tmp_path: Path) -> None:
+    _, err = cli("serve", REF, "--ctx", "900000000", code=4)
+    assert "needs more memory than this machine has" in err
+    assert "--ctx" in err
+    assert not (tmp_path / "home" / "run").exists()
 
 
 def test_a_base_model_is_said_to_be_one(cli: Cli) -> None:
