@@ -24,7 +24,8 @@ _KNOWN: tuple[tuple[str, str, str], ...] = (
         _SMALLER,
     ),
     (
-        r"out of memory|bad_alloc|failed to allocate|unable to allocate|cannot allocate memory|alloc_buffer.*failed",
+        r"out of memory|insufficient memory|bad_alloc|failed to allocate|unable to allocate|"
+        r"cannot allocate memory|alloc_buffer.*failed",
         "there is too little memory",
         _SMALLER,
     ),
@@ -85,9 +86,13 @@ def how(ended: Exit) -> str:
     return f"exit code {ended.code}"
 
 
+# What a debugger that the program called on itself says: where it died, not why.
+_DEBUGGER = re.compile(r"#\d+ |\[(?:New|Inferior|Thread)\b|Using host libthread_db|\d+\t\S+: No such file")
+
+
 def last_words(said: str) -> str:
     """The last lines of a log, indented, for the end of a message; empty when it is silent."""
-    lines = [line.rstrip()[:500] for line in said.splitlines() if line.strip()]
+    lines = [line.rstrip()[:500] for line in said.splitlines() if line.strip() and not _DEBUGGER.match(line)]
     return "".join(f"\n  | {line}" for line in lines[-LINES:])
 
 

@@ -36,6 +36,8 @@ PLAN = LaunchPlan("llama-cpp", ("/opt/llama-server",), {}, Endpoint("http://127.
             "memory",
             "fit",
         ),
+        ("ggml_aligned_malloc: insufficient memory (attempted 52.28 MB)", MachineLimit, "too little memory", "--ctx"),
+        ("GGML_ASSERT(x) failed\n#0  0x00 in y ()\n58\t../z.h: No such file", ServerFailed, "x) failed", "doctor"),
         ("start: couldn't bind HTTP server socket, hostname: 127.0.0.1, port: 8080", PortTaken, "port 8080", "--port"),
         ("gguf_init_from_file_impl: failed to read magic", ServerFailed, "damaged", "verify tiny"),
         ("", ServerFailed, "exit code 1", "doctor"),
@@ -48,6 +50,7 @@ def test_known_last_words(said: str, kind: type[MiyabiError], words: str, hint: 
     assert words in error.message
     assert hint in (error.hint or "")
     assert error.details["log"] == said
+    assert "0x00" not in error.message, "a debugger's stack is for the log"
 
 
 @pytest.mark.parametrize(
