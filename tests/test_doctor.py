@@ -303,6 +303,10 @@ def test_every_finding_that_is_not_fine_has_its_fix(room: Room) -> None:
     program = Program("llama-server", Path("/b"), ("/b",), "b1", "path")
     hung = Unusable("llama-server", Path("/a"), "did not end within 0.9 s")
     assert [f.level for f in judge.llama_cpp(program, [hung])] == ["ok", "unknown"]
+    crashed = Unusable("llama-server", Path("/a b"), "died of signal 11")
+    found = judge.llama_cpp(program, [crashed])[1]
+    assert found.message == "/a b died of signal 11; it is passed over"
+    assert found.fix == "timeout 10 '/a b' --version", "a second installation would not mend it"
     assert [f.level for f in judge.llama_cpp(None, [hung])] == ["unknown", "unknown"]
     assert judge.optional("x", "/x", Ran(0, "no version")).level == "warn"
     assert doctor.worst([]) == "ok"

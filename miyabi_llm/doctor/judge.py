@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Protocol
@@ -113,12 +114,7 @@ def disk(name: str, path: Path, free: int | None, *, writable: bool) -> Finding:
 
 def llama_cpp(program: Program | None, rejected: Sequence[Unusable]) -> list[Finding]:
     """The server for GGUF models, and every broken one that lies in its way."""
-    bad = [
-        Finding(
-            "llama-cpp", "unknown" if _hung(r) else "warn", f"{r.path} {r.reason}", fix=_mend(r), data={"path": r.path}
-        )
-        for r in rejected
-    ]
+    bad = [_broken(r, passed_over=program is not None) for r in rejected]
     if program is not None:
         text = f"{program.version} at {program.path} ({program.how})"
         return [Finding("llama-cpp", "ok", text, data={"path": program.path, "version": program.version}), *bad]
@@ -132,8 +128,12 @@ def _hung(bad: Unusable) -> bool:
     return "did not end" in bad.reason
 
 
-def _mend(bad: Unusable) -> str:
-    return f"timeout 10 {bad.path} --version" if _hung(bad) else INSTALL
+def _broken(bad: Unusable, *, passed_over: bool) -> Finding:
+    text, look = f"{bad.path} {bad.reason}", f"timeout 10 {shlex.quote(str(bad.path))} --version"
+    if passed_over:  # installing another one would change nothing: its owner must look at it, or remove it
+        text += "; it is passed over"
+    fix = look if passed_over or _hung(bad) else INSTALL
+    return Finding("llama-cpp", "unknown" if _hung(bad) else "warn", text, fix=fix, data={"path": bad.path})
 
 
 def optional(name: str, path: str | None, said: Ran | None) -> Finding:
