@@ -118,11 +118,18 @@ def test_the_environment_is_an_allow_list() -> None:
         "LLAMA_ARG_NO_MMAP": "1",
         "LC_ALL": "C",
         "OMP_NUM_THREADS": "2",
+        "GOMP_SPINCOUNT": "7",
     }
     foul = {"LD_PRELOAD": "x", "PYTHONPATH": "x", "HF_TOKEN": "x", "AWS_SECRET_ACCESS_KEY": "x", "https_proxy": "x"}
     stale = {"LLAMA_API_KEY": "stale", "LLAMA_ARG_HOST": "0.0.0.0", "LLAMA_ARG_API_KEY_FILE": "x"}
     added = {"LLAMA_API_KEY": "fresh", "MIYABI_LAUNCH": "n"}
     assert child_environment(fine | foul | stale, {"LLAMA_API_KEY": Secret("fresh")}, "n") == fine | added
+
+
+@pytest.mark.parametrize("own", [{"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "active"}, {}])
+def test_waiting_threads_sleep_early_unless_the_user_says_otherwise(own: dict[str, str]) -> None:
+    found = child_environment(own, {}, "n")
+    assert found == (own or {"GOMP_SPINCOUNT": "10000"}) | {"MIYABI_LAUNCH": "n"}
 
 
 def test_a_signal_reaches_exactly_the_process_meant() -> None:
