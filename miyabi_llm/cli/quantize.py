@@ -12,7 +12,7 @@ from miyabi_llm.cli.stored import complete
 
 if TYPE_CHECKING:
     from miyabi_llm.config import Settings
-    from miyabi_llm.quantize import Made, Plan, Source
+    from miyabi_llm.quantize import Made, Plan, Planned, Source
     from miyabi_llm.refs import ModelRef
     from miyabi_llm.store import Store
 
@@ -113,20 +113,22 @@ def _plan(plan: Plan) -> None:
 
     rows = []
     for p in sorted(plan.types, key=lambda p: -p.size):
-        why = (
-            f"not smaller than {p.dominated}, and worse"
-            if p.dominated
-            else f"{p.fallbacks} fallbacks"
-            if p.fallbacks
-            else ""
-        )
         fits = "" if p.fits is None else "fits" if p.fits else "does not fit"
-        rows.append((p.type, human(p.size), f"{100 * p.saved:.1f}%", f"{p.bits:.2f}", human(p.needed), fits, why))
+        saved, bits = f"{100 * p.saved:.1f}%", f"{p.bits:.2f}"
+        rows.append((p.type, human(p.size), saved, bits, human(p.needed), fits, _remark(p)))
     table(("TYPE", "SIZE", "SAVED", "BITS", f"MEMORY AT {plan.ctx}", "", ""), rows)
     note(f"source: {plan.source}, {human(plan.source_size)}; {plan.provenance.evidence}")
     if plan.budget is not None:
         note(f"to be made, in this order, until one passes: {', '.join(plan.order) or 'none fits'}")
     note(f"disk while it works: at most {human(sum(plan.disk.values()))}")
+
+
+def _remark(p: Planned) -> str:
+    if p.needs_imatrix:
+        return "needs an importance matrix"
+    if p.dominated:
+        return f"not smaller than {p.dominated}, and expected to be worse"
+    return f"{p.fallbacks} tensors of another type" if p.fallbacks else ""
 
 
 def _made(made: Made) -> None:

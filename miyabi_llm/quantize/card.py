@@ -16,7 +16,6 @@ from miyabi_llm.quantize.source import Source
 from miyabi_llm.quantize.values import Measured, Order, Plan, Planned, Quality
 from miyabi_llm.refs import Digest, ModelRef
 from miyabi_llm.store import Store
-from miyabi_llm.tools.program import Program
 from miyabi_llm.tools.quantize_output import Bench
 from miyabi_llm.types import Artifact, StoredFile
 
@@ -35,6 +34,7 @@ class Evidence:
     source: Mapping[str, Digest]
     text: Digest
     argv: tuple[str, ...]
+    tool: tuple[str, int | None, str | None]
 
 
 def against(plan: Plan) -> str:
@@ -68,11 +68,16 @@ def default_name(ref: ModelRef, kind: str) -> ModelRef:
     return ModelRef.parse(f"{_word(last)}:{_word(tag)}".lower())
 
 
+def said(ref: ModelRef) -> str:
+    """A source's name for the card: of a path only the file's own name, for a card travels."""
+    return f"file:{ref.name.rsplit('/', 1)[-1]}" if ref.scheme == "file" else str(ref)
+
+
 def _word(text: str) -> str:
     return re.sub(r"\.\.+", ".", re.sub(r"[^A-Za-z0-9._-]+", "-", text)).strip("._-")[:100] or "model"
 
 
-def artifact(source: Source, order: Order, program: Program, ref: ModelRef, found: Evidence) -> Artifact:
+def artifact(source: Source, order: Order, ref: ModelRef, found: Evidence) -> Artifact:
     """The model as the store will have it, with its card."""
     chosen = found.chosen
     file = f"{_word(str(ref).replace(':', '-'))}.gguf"
@@ -81,24 +86,26 @@ def artifact(source: Source, order: Order, program: Program, ref: ModelRef, foun
         format="gguf",
         files=(StoredFile(file, Digest(chosen.sha256), chosen.size),),
         trust="local",
-        source=f"quantized from {source.ref}",
+        source=f"quantized from {said(source.ref)}",
         pulled_at=datetime.now(UTC).isoformat(timespec="seconds"),
         license=(source.artifact.license if source.artifact else None) or source.header.text("general.license"),
-        card=_card(source, order, program, file, found),
+        card=_card(source, order, file, found),
     )
 
 
-def _card(source: Source, order: Order, program: Program, file: str, found: Evidence) -> dict[str, Any]:
+def _card(source: Source, order: Order, file: str, found: Evidence) -> dict[str, Any]:
     chosen, planned = found.chosen, next(p for p in found.plan.types if p.type == found.chosen.type)
     before = source.artifact.card.get("lineage") if source.artifact else None
-    line = {"ref": str(source.ref), "sha256": dict(found.source), "size": source.size}
+    line = {"ref": said(source.ref), "sha256": dict(found.source), "size": source.size}
+    step = {"step": "quantize", "from": said(source.ref), "sha256": sorted(found.source.values())}
     names = {str(source.first): source.first.name}
     return {
         "quantized": {
             "type": chosen.type,
-            "tool": program.name,
-            "version": program.version,
-            "commit": program.commit,
+            "tool": "llama.cpp",
+            "version": found.tool[0],
+            "build": found.tool[1],
+            "commit": found.tool[2],
             "argv": [names.get(word, file if word.endswith(".part") else word) for word in found.argv],
             "seconds": chosen.seconds,
         },
@@ -118,7 +125,7 @@ def _card(source: Source, order: Order, program: Program, file: str, found: Evid
         },
         "speed": asdict(found.speed) if found.speed else None,
         "others": [_other(m) for m in found.measured if m.type != chosen.type],
-        "lineage": [*(before if isinstance(before, list) else []), line],
+        "lineage": [*(before if isinstance(before, list) else []), step],
     }
 
 

@@ -39,7 +39,7 @@ def mark_dominated(planned: Sequence[Planned]) -> tuple[Planned, ...]:
 def order(planned: Sequence[Planned], *, named: bool) -> tuple[str, ...]:
     """The types to make, largest first. With a budget those that fit, and at most two; a type that is dominated is
     left out unless it was `named` and there is no budget."""
-    ordered = sorted(planned, key=lambda p: (-p.size, rank(p.type)))
+    ordered = sorted((p for p in planned if not p.needs_imatrix), key=lambda p: (-p.size, rank(p.type)))
     budget = any(p.fits is not None for p in planned)
     if budget:
         return tuple(p.type for p in ordered if p.fits and not p.dominated)[:MOST_TRIES]

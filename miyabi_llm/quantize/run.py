@@ -14,8 +14,7 @@ from miyabi_llm import gguf, hardware
 from miyabi_llm.config import Settings
 from miyabi_llm.errors import BadUsage, Corrupt, DiskFull, GateFailed, InvalidMeasurement, MachineLimit
 from miyabi_llm.quantize import card as cards
-from miyabi_llm.quantize import choose, measure, provenance, quality
-from miyabi_llm.quantize import plan as planning
+from miyabi_llm.quantize import choose, measure, provenance, quality, sizes
 from miyabi_llm.quantize.measure import Base, Meter
 from miyabi_llm.quantize.source import Source
 from miyabi_llm.quantize.values import Made, Measured, Order, Plan, Planned
@@ -23,7 +22,6 @@ from miyabi_llm.quantize.work import Work, working
 from miyabi_llm.refs import Digest
 from miyabi_llm.store import Store
 from miyabi_llm.store.adopt import hash_file
-from miyabi_llm.tools import quantizing
 from miyabi_llm.tools.program import Program
 from miyabi_llm.tools.quantizing import Tools
 from miyabi_llm.types import Event, OnEvent, silent
@@ -77,7 +75,7 @@ def quantize(source: Source, order: Order, shop: Shop, on_event: OnEvent = silen
         on_event(Event("phase", "source", f"hashing {source.ref}"))
         before = source.digests()
         meter = Meter(tools, order.window, shop.settings.cache, cards.against(plan), order.max_kld, on_event)
-        base = meter.record(source.first, text, _base_key(before, text, order, shop))
+        base = meter.record(source.first, text, _base_key(before, text, order, tools))
         pick, tried = _try_all(source, plan, meter, base, work)
         if pick is None:
             raise _failed(tried, order)
@@ -86,9 +84,11 @@ def quantize(source: Source, order: Order, shop: Shop, on_event: OnEvent = silen
         speed = tools.bench(pick.path)
         if source.digests() != before:
             raise Corrupt(f"{source.ref} changed while it was quantized", hint="Nothing was published. Try again.")
-        evidence = cards.Evidence(plan, pick.measured, measured, speed, before, hash_file(text), pick.argv)
+        evidence = cards.Evidence(
+            plan, pick.measured, measured, speed, before, hash_file(text), pick.argv, tools.version
+        )
         ref = ref or cards.name(source, replace(order, types=(pick.planned.type,)), shop.store, shop.settings)
-        artifact = cards.artifact(source, order, shop.programs[quantizing.QUANTIZE], ref, evidence)
+        artifact = cards.artifact(source, order, ref, evidence)
         shop.store.publish_blob(pick.path, pick.sha256)
         shop.store.publish(artifact)
         on_event(Event("done", "quantize", str(ref)))
@@ -103,6 +103,11 @@ def check(plan: Plan, order: Order) -> None:
             f"{plan.source} was quantized before: {plan.provenance.evidence}. A loss against it would look too small",
             hint="Take the model at full precision, or go on with --requantize: the loss is then named what it is.",
             evidence=plan.provenance.evidence,
+        )
+    if order.types and (lacking := [p.type for p in plan.types if p.needs_imatrix]):
+        raise BadUsage(
+            f"{', '.join(lacking)}: an importance matrix is needed, which cannot be given yet",
+            hint="Take another type: Q3_K_S and IQ3_S need none.",
         )
     if not plan.order:
         least = min(plan.types, key=lambda p: p.needed)
@@ -123,20 +128,20 @@ def _at_work(source: Source, shop: Shop) -> Iterator[tuple[Work, Tools]]:
 
 def _plan(source: Source, order: Order, shop: Shop, tools: Tools, on_event: OnEvent) -> Plan:
     on_event(Event("phase", "plan", str(source.ref)))
-    kinds = planning.wanted(order.types, tools.types(), budget=order.budget is not None)
+    kinds = sizes.wanted(order.types, tools.types(), budget=order.budget is not None)
     found = []
     for i, kind in enumerate(kinds):
         on_event(Event("progress", "plan", done=i, total=len(kinds), unit="types"))
         dry = tools.dry_run(source.first, kind)
-        found.append(planning.planned(source.header, dry, kind, order.ctx, shop.flags, order.budget))
+        found.append(sizes.planned(source.header, dry, kind, order.ctx, shop.flags, order.budget))
     types = choose.mark_dominated(found)
     todo = choose.order(types, named=bool(order.types))
     text_bytes = order.text.stat().st_size if order.text and order.text.is_file() else order.window.ctx * 1000
-    chunks = planning.chunks_at_most(text_bytes, order.window)
-    sizes = sorted((p.size for p in types if p.type in todo), reverse=True)
+    chunks = sizes.chunks_at_most(text_bytes, order.window)
+    largest = sorted((p.size for p in types if p.type in todo), reverse=True)
     disk = {
-        "models": sum(sizes[:2]),  # the best so far, and the one under way
-        "base": planning.logits_bytes(order.window, source.header.vocab_size or 0, chunks),
+        "models": sum(largest[:2]),  # the best so far, and the one under way
+        "base": sizes.logits_bytes(order.window, source.header.vocab_size or 0, chunks),
     }
     judged = provenance.judge(source.header, source.first)
     return Plan(str(source.ref), source.size, judged, order.ctx, order.budget, types, todo, disk)
@@ -172,14 +177,13 @@ def _text(order: Order, work: Work) -> Path:
     return target
 
 
-def _base_key(source: Mapping[str, Digest], text: Path, order: Order, shop: Shop) -> str:
-    program = shop.programs[quantizing.PERPLEXITY]
+def _base_key(source: Mapping[str, Digest], text: Path, order: Order, tools: Tools) -> str:
     return measure.key(
         {
             "source": sorted(source.values()),
             "text": hash_file(text),
             "window": [order.window.ctx, order.window.chunks, order.window.batch],
-            "program": [program.version, program.build, program.commit],
+            "program": list(tools.version),
             "machine": hardware.machine_key(),
         }
     )

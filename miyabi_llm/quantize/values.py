@@ -56,6 +56,7 @@ class Planned:
     needed: int
     fits: bool | None = None
     dominated: str | None = None
+    needs_imatrix: bool = False
 
 
 @dataclass(frozen=True, slots=True)

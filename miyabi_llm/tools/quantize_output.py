@@ -23,6 +23,7 @@ _DRY_TYPE = re.compile(r"-> +[\d.]+ MiB \((\w+)\)")
 _REAL_TYPE = re.compile(r"converting to (\w+) \.\.")
 _QUANT_SIZE = re.compile(r"quant size += +(\d{1,12}\.\d{2}) MiB")
 _FALLBACKS = re.compile(r"WARNING: (\d{1,9}) of \d+ tensor\(s\) required fallback")
+_IMATRIX = "will require an imatrix"  # printed by a dry run only
 _TYPE_LINE = re.compile(r"^ *(?:\d+ +or +)?([A-Z][A-Z0-9_]+) *: *(.*)$", re.M)
 _CHUNK_PPL = re.compile(r"\[(\d{1,9})\]\d")
 _CHUNKS = re.compile(r"over (\d{1,9}) chunks")
@@ -59,6 +60,7 @@ class DryRun:
     tensors: tuple[PlannedTensor, ...]
     mib: float
     fallbacks: int
+    needs_imatrix: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,7 @@ def parse_dry_run(text: str) -> DryRun | None:
     said, fallbacks = _QUANT_SIZE.search(text), _FALLBACKS.search(text)
     if said is None or not tensors or len(tensors) != total or any(0 in t.shape or not t.shape for t in tensors):
         return None
-    return DryRun(tuple(tensors), float(said[1]), int(fallbacks[1]) if fallbacks else 0)
+    return DryRun(tuple(tensors), float(said[1]), int(fallbacks[1]) if fallbacks else 0, _IMATRIX in text)
 
 
 def tensors_done(text: str) -> tuple[int, int] | None:

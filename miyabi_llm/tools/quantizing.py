@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from miyabi_llm import proc
-from miyabi_llm.errors import BadUsage, Corrupt, InvalidMeasurement, MachineLimit, MiyabiError
+from miyabi_llm.errors import BadUsage, Corrupt, DiskFull, InvalidMeasurement, MachineLimit, MiyabiError
 from miyabi_llm.proc import logs
 from miyabi_llm.tools import quantize_output as output
 from miyabi_llm.tools.program import Program, run_briefly
@@ -54,6 +55,12 @@ class Tools:
     folder: Path
     threads: int | None = None
 
+    @property
+    def version(self) -> tuple[str, int | None, str | None]:
+        """Version, build and commit, by the first of the programs that says them: llama-quantize itself does not."""
+        said = next((p for p in self.programs.values() if p.version or p.commit), self.programs[QUANTIZE])
+        return said.version, said.build, said.commit
+
     def types(self) -> dict[str, str]:
         """The types that this llama-quantize knows, by every word it takes for them. Raises MiyabiError."""
         said = run_briefly((*self.programs[QUANTIZE].argv, "--help"), env=self.env, timeout=20)
@@ -87,10 +94,8 @@ class Tools:
         self._run(QUANTIZE, args, watch)
         return (QUANTIZE, *args)
 
-    def record(
-        self, model: Path, text: Path, logits: Path, window: Window, on_event: OnEvent = silent
-    ) -> tuple[float, float]:
-        """Write the base's probabilities to `logits`; its perplexity and standard error. Raises as `quantize`."""
+    def record(self, model: Path, text: Path, logits: Path, window: Window, on_event: OnEvent = silent) -> Ended:
+        """Write the base's probabilities to `logits`. Whether they are whole is the caller's to see."""
 
         def watch(said: str) -> bool:
             if at := output.chunks_done(said):
@@ -98,11 +103,7 @@ class Tools:
             return False
 
         args = [*self._reading(model, window), "-f", str(text), "--chunks", str(window.chunks)]
-        ended = self._run(PERPLEXITY, [*args, "--kl-divergence-base", str(logits)], watch)
-        found = output.parse_perplexity(ended.text)
-        if found is None:
-            raise MiyabiError(f"{PERPLEXITY} ended without a perplexity", hint=_last(ended.text))
-        return found
+        return self._run(PERPLEXITY, [*args, "--kl-divergence-base", str(logits)], watch)
 
     def compare(
         self,
@@ -157,8 +158,8 @@ class Tools:
         raise explain(name, ended, text)
 
 
-def explain(name: str, ended: proc.Exit, text: str) -> MiyabiError:
-    """The error behind a program's end. Pure."""
+def explain(name: str, ended: proc.Exit, text: str, *, short: bool = False) -> MiyabiError:
+    """The error behind a program's end; `short` says that its file is not whole. Pure."""
     if ended.out_of_memory:
         return MachineLimit(
             f"{name} was killed, most likely for lack of memory", hint="Close other programs, then try again."
@@ -171,6 +172,8 @@ def explain(name: str, ended: proc.Exit, text: str) -> MiyabiError:
         return BadUsage(
             f"the evaluation text is too short: {_line(text, 'tokenizes to only')}", hint="Give a longer --eval FILE."
         )
+    if "iostream error" in text or "No space left" in text:
+        return DiskFull(f"{name} could not write all of its file", hint="Free some space, then run the command again.")
     if "requantizing from type" in text:
         return InvalidMeasurement("the source is quantized already", hint="Go on with --requantize.")
     if "has invalid data" in text or "invalid data" in text or "nan" in _last(text).lower():
@@ -185,11 +188,15 @@ def explain(name: str, ended: proc.Exit, text: str) -> MiyabiError:
         if ended.errno
         else f"failed ({ended.code})"
     )
+    if short:
+        return DiskFull(f"{name} did not write all of its file", hint="Free some space, then run the command again.")
     return MiyabiError(f"{name} {how}", hint=_last(text), exit=ended.code, signal=ended.signal)
 
 
 def _line(text: str, word: str) -> str:
-    return next((logs.clean(line.encode()).strip()[:200] for line in text.splitlines() if word in line), "")
+    """The first line with `word`, without the time and the function that the programs put before it."""
+    found = next((line.strip()[:200] for line in text.splitlines() if word in line), "")
+    return re.sub(r"^[\d.]+ [A-Z] (\w+: *)?", "", found)
 
 
 def _last(text: str) -> str:

@@ -43,6 +43,7 @@ def planned(header: Header, dry: DryRun, kind: str, ctx: int, flags: Collection[
         fallbacks=dry.fallbacks,
         memory=memory,
         needed=memory.total,
+        needs_imatrix=dry.needs_imatrix,
         fits=None if budget is None else memory.total <= budget,
     )
 
