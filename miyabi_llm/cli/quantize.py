@@ -128,7 +128,7 @@ def _remark(p: Planned) -> str:
         return "needs an importance matrix"
     if p.dominated:
         return f"not smaller than {p.dominated}, and expected to be worse"
-    return f"{p.fallbacks} tensors of another type" if p.fallbacks else ""
+    return f"tensors of another type: {p.fallbacks}" if p.fallbacks else ""
 
 
 def _made(made: Made) -> None:
@@ -152,6 +152,7 @@ def _made(made: Made) -> None:
     used = f"memory {human(made.chosen.needed)} at {made.plan.ctx} tokens"
     print(f"measured on {q.tokens} tokens in {q.chunks} windows; {used}")
     if s := made.speed:
-        print(f"{s.speed:.1f} tokens/s writing, {s.prompt_speed:.1f} reading, {s.threads} threads")
+        writing, reading = f"{s.speed:.1f} ± {s.spread:.1f}", f"{s.prompt_speed:.1f} ± {s.prompt_spread:.1f}"
+        print(f"{writing} tokens/s writing, {reading} reading, {s.threads} threads")
     for line in made.notes:
         note(f"note: {line}")

@@ -20,6 +20,7 @@ from miyabi_llm.tools.quantize_output import Bench
 from miyabi_llm.types import Artifact, StoredFile
 
 FULL = "the source at full precision"
+UNSTEADY = 0.1  # standard deviation over mean of two runs, from which a speed says little
 ROUNDED = "an already quantized source"
 
 
@@ -134,12 +135,18 @@ def _other(m: Measured) -> dict[str, Any]:
     return {"type": m.type, "size": m.size, "kld": q.kld, "low": q.low, "high": q.high, "passed": m.passed}
 
 
-def notes(quality: Quality, planned: Planned) -> Iterator[str]:
+def notes(quality: Quality, planned: Planned, speed: Bench | None) -> Iterator[str]:
     """What the person should know about the figures."""
     if quality.against == ROUNDED:
         yield "the loss is against an already quantized source; against the original model it is another, and unknown"
     if quality.kld < RESOLUTION:
         yield f"a divergence below {RESOLUTION} is below what the measurement can resolve"
+    if (
+        speed
+        and min(speed.speed, speed.prompt_speed) > 0
+        and max(speed.spread / speed.speed, speed.prompt_spread / speed.prompt_speed) > UNSTEADY
+    ):
+        yield "the speed was unsteady: another program used the processor"
     if planned.fallbacks:
         kinds = ", ".join(planned.tensors)
         yield f"{planned.fallbacks} tensors could not have the type {planned.type} gives them; the file holds {kinds}"

@@ -38,11 +38,11 @@ def mark_dominated(planned: Sequence[Planned]) -> tuple[Planned, ...]:
 
 def order(planned: Sequence[Planned], *, named: bool) -> tuple[str, ...]:
     """The types to make, largest first. With a budget those that fit, and at most two; a type that is dominated is
-    left out unless it was `named` and there is no budget."""
+    left out unless it was `named` and there is no budget, one that saves nothing unless it was `named`."""
     ordered = sorted((p for p in planned if not p.needs_imatrix), key=lambda p: (-p.size, rank(p.type)))
     budget = any(p.fits is not None for p in planned)
     if budget:
-        return tuple(p.type for p in ordered if p.fits and not p.dominated)[:MOST_TRIES]
+        return tuple(p.type for p in ordered if p.fits and not p.dominated and (named or p.saved > 0))[:MOST_TRIES]
     return tuple(p.type for p in ordered if named or not p.dominated)
 
 

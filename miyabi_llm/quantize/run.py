@@ -92,7 +92,7 @@ def quantize(source: Source, order: Order, shop: Shop, on_event: OnEvent = silen
         shop.store.publish_blob(pick.path, pick.sha256)
         shop.store.publish(artifact)
         on_event(Event("done", "quantize", str(ref)))
-        notes = (*choose.notes(measured, pick.planned.type), *cards.notes(pick.measured.quality, pick.planned))
+        notes = (*choose.notes(measured, pick.planned.type), *cards.notes(pick.measured.quality, pick.planned, speed))
         return Made(artifact, pick.planned, pick.measured.quality, speed, measured, plan, artifact.card, notes)
 
 

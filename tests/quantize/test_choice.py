@@ -53,6 +53,12 @@ def test_a_type_that_does_not_fit_dominates_nothing() -> None:
     assert choose.order(types, named=False) == ("Q3_K_M",)
 
 
+def test_what_saves_nothing_is_made_only_when_it_is_named() -> None:
+    types = [replace(planned("Q8_0", 9, fits=True), saved=-0.1), planned("Q4_0", 5, fits=True)]
+    assert choose.order(types, named=False) == ("Q4_0",)
+    assert choose.order(types, named=True) == ("Q8_0", "Q4_0")
+
+
 def test_overlapping_intervals_are_said() -> None:
     a, b, c = measured("Q4_K_M", 3 << 20, 0.010), measured("Q4_K_S", 2 << 20, 0.0115), measured("Q2_K", 1 << 20, 0.2)
     said = choose.notes([a, b, c], "Q4_K_M")
