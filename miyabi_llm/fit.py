@@ -12,7 +12,7 @@ from miyabi_llm.config import Settings
 from miyabi_llm.errors import AccessDenied, BadUsage, MiyabiError, ModelMissing, NetworkError
 from miyabi_llm.gguf import Header
 from miyabi_llm.hardware import Gpu, Hardware
-from miyabi_llm.memory import KV_TYPES, MIB, estimate, largest_ctx
+from miyabi_llm.memory import KV_TYPES, MARGIN, MIB, estimate, largest_ctx
 from miyabi_llm.refs import ModelRef
 from miyabi_llm.shards import join, own
 from miyabi_llm.sources import peek
@@ -20,7 +20,6 @@ from miyabi_llm.store import Store
 from miyabi_llm.tools import installed
 from miyabi_llm.types import MemoryEstimate
 
-MARGIN = 512 * MIB  # left to the rest of the machine: a server that takes the last page makes all of it crawl
 GPU_MARGIN = 1024 * MIB  # llama.cpp's own --fit leaves this much of a device
 CACHE_RAM = 8192  # MiB of earlier prompts llama-server keeps unless told otherwise
 LAST = "what follows `--` is for llama-server and goes last: `miyabi-llm serve MODEL [options] -- …`"

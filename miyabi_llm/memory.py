@@ -15,6 +15,7 @@ from miyabi_llm.gguf import Header, TensorInfo
 from miyabi_llm.types import MemoryEstimate
 
 MIB: Final = 1 << 20
+MARGIN: Final = 512 * MIB  # left to the rest of the machine: a server that takes the last page makes all of it crawl
 RUNTIME: Final = 70 * MIB  # vocabulary, graphs and libraries of llama-server, measured: 55 MiB anonymous, 15 mapped
 CTX_STEP: Final = 256  # llama.cpp pads a context to this many tokens
 UBATCH: Final = 512  # llama.cpp's default `--ubatch-size`

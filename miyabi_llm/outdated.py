@@ -66,6 +66,8 @@ def outdated(
 def _without_asking(artifact: Artifact, names: Catalog) -> Standing | None:
     """What a pin decides: a name that fixes its bytes cannot be outdated."""
     ref = artifact.ref
+    if "quantized" in artifact.card:
+        return Standing(ref, "local", "it was quantized on this machine")
     match ref.scheme:
         case "file":
             return Standing(ref, "local", "it was read from this machine")

@@ -37,6 +37,7 @@ RANKS: dict[str, int] = {
     "miyabi_llm.doctor": 2,
     "miyabi_llm.bundle": 2,
     "miyabi_llm.describe": 2,
+    "miyabi_llm.quantize": 2,
     "miyabi_llm.cli": 3,
     "miyabi_llm.__main__": 3,
 }

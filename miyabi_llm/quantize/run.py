@@ -1,0 +1,246 @@
+"""From a source and an order to a published, measured model: nothing is published before it was measured."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+
+from miyabi_llm import gguf, hardware
+from miyabi_llm.config import Settings
+from miyabi_llm.errors import BadUsage, Corrupt, DiskFull, GateFailed, InvalidMeasurement, MachineLimit
+from miyabi_llm.quantize import card as cards
+from miyabi_llm.quantize import choose, measure, provenance, quality, sizes
+from miyabi_llm.quantize.measure import Base, Meter
+from miyabi_llm.quantize.source import Source
+from miyabi_llm.quantize.values import Made, Measured, Order, Plan, Planned
+from miyabi_llm.quantize.work import Work, working
+from miyabi_llm.refs import Digest
+from miyabi_llm.store import Store
+from miyabi_llm.store.adopt import hash_file
+from miyabi_llm.tools.program import Program
+from miyabi_llm.tools.quantizing import Tools
+from miyabi_llm.types import Event, OnEvent, silent
+
+TEXT = "evaluation.txt"  # the shipped text, under miyabi_llm/data
+SLACK = 64 << 20  # bytes left on a disk beside what is planned
+
+
+@dataclass(frozen=True, slots=True)
+class Shop:
+    """Where and with what a model is quantized. `flags`: what the server's build uses of the processor."""
+
+    store: Store
+    settings: Settings
+    programs: Mapping[str, Program]
+    flags: frozenset[str] = frozenset()
+    threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A quantized file on its way into the store."""
+
+    planned: Planned
+    path: Path
+    sha256: Digest
+    argv: tuple[str, ...]
+    measured: Measured
+
+
+def plan(source: Source, order: Order, shop: Shop, on_event: OnEvent = silent) -> Plan:
+    """What each type would give, without any work on the weights. Raises BadUsage, MiyabiError."""
+    with _at_work(source, shop) as (_, tools):
+        return _plan(source, order, shop, tools, on_event)
+
+
+def quantize(source: Source, order: Order, shop: Shop, on_event: OnEvent = silent) -> Made:
+    """Quantize, measure, choose and publish.
+
+    Raises BadUsage, InvalidMeasurement (a source that was quantized before), MachineLimit (nothing fits), DiskFull,
+    GateFailed (nothing within `max_kld`), Corrupt. Nothing is published then, and no file stays behind.
+    """
+    ref = cards.name(source, order, shop.store, shop.settings) if order.name else None
+    with _at_work(source, shop) as (work, tools):
+        plan = _plan(source, order, shop, tools, on_event)
+        check(plan, order)
+        for kind in plan.order:
+            cards.name(source, replace(order, types=(kind,)), shop.store, shop.settings)
+        _check_disk(plan, shop)
+        text = _text(order, work)
+        on_event(Event("phase", "source", f"hashing {source.ref}"))
+        before = source.digests()
+        meter = Meter(tools, order.window, shop.settings.cache, cards.against(plan), order.max_kld, on_event)
+        base = meter.record(source.first, text, _base_key(before, text, order, tools))
+        pick, tried = _try_all(source, plan, meter, base, work)
+        if pick is None:
+            raise _failed(tried, order)
+        measured = choose.mark_front(tried)
+        on_event(Event("phase", "speed", pick.planned.type))
+        speed = tools.bench(pick.path)
+        if source.digests() != before:
+            raise Corrupt(f"{source.ref} changed while it was quantized", hint="Nothing was published. Try again.")
+        evidence = cards.Evidence(
+            plan, pick.measured, measured, speed, before, hash_file(text), pick.argv, tools.version
+        )
+        ref = ref or cards.name(source, replace(order, types=(pick.planned.type,)), shop.store, shop.settings)
+        artifact = cards.artifact(source, order, ref, evidence)
+        shop.store.publish_blob(pick.path, pick.sha256)
+        shop.store.publish(artifact)
+        on_event(Event("done", "quantize", str(ref)))
+        notes = (*choose.notes(measured, pick.planned.type), *cards.notes(pick.measured.quality, pick.planned, speed))
+        return Made(artifact, pick.planned, pick.measured.quality, speed, measured, plan, artifact.card, notes)
+
+
+def check(plan: Plan, order: Order) -> None:
+    """Raise InvalidMeasurement for a source that was quantized before, MachineLimit when nothing fits."""
+    if plan.provenance.kind != "full" and not order.requantize:
+        raise InvalidMeasurement(
+            f"{plan.source} was quantized before: {plan.provenance.evidence}. A loss against it would look too small",
+            hint="Take the model at full precision, or go on with --requantize: the loss is then named what it is.",
+            evidence=plan.provenance.evidence,
+        )
+    if order.types and (lacking := [p.type for p in plan.types if p.needs_imatrix]):
+        raise BadUsage(
+            f"{', '.join(lacking)}: an importance matrix is needed, which cannot be given yet",
+            hint="Take another type: Q3_K_S and IQ3_S need none.",
+        )
+    if not plan.order:
+        least = min(plan.types, key=lambda p: p.needed)
+        raise MachineLimit(
+            f"no type fits {(plan.budget or 0) >> 20} MiB at {plan.ctx} tokens",
+            hint=f"The smallest, {least.type}, needs {-(-least.needed >> 20)} MiB; a smaller --ctx needs less.",
+        )
+
+
+@contextmanager
+def _at_work(source: Source, shop: Shop) -> Iterator[tuple[Work, Tools]]:
+    with ExitStack() as held:
+        if source.artifact is not None:
+            held.enter_context(shop.store.lease(source.artifact))
+        work = held.enter_context(working(shop.store, shop.settings.cache))
+        yield work, Tools(shop.programs, shop.settings.env, work.folder, shop.threads)
+
+
+def _plan(source: Source, order: Order, shop: Shop, tools: Tools, on_event: OnEvent) -> Plan:
+    on_event(Event("phase", "plan", str(source.ref)))
+    kinds = sizes.wanted(order.types, tools.types(), budget=order.budget is not None)
+    found = []
+    for i, kind in enumerate(kinds):
+        on_event(Event("progress", "plan", done=i, total=len(kinds), unit="types"))
+        dry = tools.dry_run(source.first, kind)
+        found.append(sizes.planned(source.header, dry, kind, order.ctx, shop.flags, order.budget))
+    types = choose.mark_dominated(found)
+    todo = choose.order(types, named=bool(order.types))
+    text_bytes = order.text.stat().st_size if order.text and order.text.is_file() else order.window.ctx * 1000
+    chunks = sizes.chunks_at_most(text_bytes, order.window)
+    largest = sorted((p.size for p in types if p.type in todo), reverse=True)
+    disk = {
+        "models": sum(largest[:2]),  # the best so far, and the one under way
+        "base": sizes.logits_bytes(order.window, source.header.vocab_size or 0, chunks),
+    }
+    judged = provenance.judge(source.header, source.first)
+    return Plan(str(source.ref), source.size, judged, order.ctx, order.budget, types, todo, disk)
+
+
+def _check_disk(plan: Plan, shop: Shop) -> None:
+    """Raise DiskFull, with the bytes, before anything is written. One disk may have to hold both."""
+    store, cache = shop.store.root, shop.settings.cache
+    same = store.stat().st_dev == cache.stat().st_dev
+    for place, need in ((store, plan.disk["models"] + (plan.disk["base"] if same else 0)), (cache, plan.disk["base"])):
+        free = hardware.disk_free(place)
+        if free is not None and free < need + SLACK:
+            raise DiskFull(
+                f"{place}: {(need + SLACK) >> 20:,} MiB are needed, {free >> 20:,} are free",
+                hint="Free some space (`miyabi-llm prune` helps), or name fewer types.",
+                needed=need + SLACK, free=free,
+            )  # fmt: skip
+
+
+def _text(order: Order, work: Work) -> Path:
+    """The evaluation text, copied: what was hashed is what is read. Raises BadUsage."""
+    target = work.folder / TEXT
+    if order.text is None:
+        target.write_bytes(resources.files("miyabi_llm").joinpath("data", TEXT).read_bytes())
+        return target
+    try:
+        shutil.copyfile(order.text, target)
+        target.read_text(encoding="utf-8")
+    except UnicodeDecodeError as e:
+        raise BadUsage(f"{order.text} is not UTF-8 text: {e.reason} at byte {e.start}") from e
+    except OSError as e:
+        raise BadUsage(f"{order.text}: {e.strerror}", hint="Name a text file after --eval.") from e
+    return target
+
+
+def _base_key(source: Mapping[str, Digest], text: Path, order: Order, tools: Tools) -> str:
+    return measure.key(
+        {
+            "source": sorted(source.values()),
+            "text": hash_file(text),
+            "window": [order.window.ctx, order.window.chunks, order.window.batch],
+            "program": list(tools.version),
+            "machine": hardware.machine_key(),
+        }
+    )
+
+
+def _try_all(source: Source, plan: Plan, meter: Meter, base: Base, work: Work) -> tuple[_File | None, list[Measured]]:
+    """Make and measure the planned types in order. The pick is the first that passes; other files are removed."""
+    pick: _File | None = None
+    measured: list[Measured] = []
+    for kind in plan.order:
+        made = _make(source, next(p for p in plan.types if p.type == kind), meter, base, work)
+        measured.append(made.measured)
+        if pick is None and made.measured.passed is not False:
+            pick = made
+        else:
+            made.path.unlink(missing_ok=True)
+        if pick is not None and plan.budget is not None:
+            break
+    return pick, measured
+
+
+def _make(source: Source, planned: Planned, meter: Meter, base: Base, work: Work) -> _File:
+    """Quantize to one type, check the header, hash, measure. Raises Corrupt, MiyabiError."""
+    kind, target, start = planned.type, work.target(), time.monotonic()
+    meter.on_event(Event("phase", "quantize", kind))
+    rounded = meter.against != cards.FULL
+    argv = meter.tools.quantize(source.first, target, kind, requantize=rounded, on_event=meter.on_event)
+    seconds = time.monotonic() - start
+    verify_header(source, planned, target)
+    sha256 = hash_file(target)
+    meter.on_event(Event("phase", "measure", kind))
+    loss = meter.measure(target, base, sha256)
+    passed = quality.passes(loss, meter.limit)
+    measured = Measured(kind, sha256, target.stat().st_size, round(seconds, 2), loss, passed)
+    return _File(planned, target, sha256, argv, measured)
+
+
+def verify_header(source: Source, planned: Planned, target: Path) -> None:
+    """Raise Corrupt unless the file has the source's keys and exactly the planned tensors."""
+    with target.open("rb") as f:
+        made = gguf.read(f, target.stat().st_size)
+    if made.histogram != planned.tensors:
+        raise Corrupt(f"{planned.type}: the file's tensors are not those of the plan")
+    if {t.name: t.shape for t in made.tensors} != {t.name: t.shape for t in source.header.tensors}:
+        raise Corrupt(f"{planned.type}: the file's tensors are not the source's")
+    own = ("general.file_type", "general.quantization_version", "split.", "quantize.")
+    lost = sorted(k for k, v in source.header.kv.items() if not k.startswith(own) and made.kv.get(k) != v)
+    if lost:
+        raise Corrupt(f"{planned.type}: keys were lost or changed: {', '.join(lost[:5])}")
+
+
+def _failed(measured: list[Measured], order: Order) -> GateFailed:
+    best = min(measured, key=lambda m: m.quality.high)
+    q = best.quality
+    tail = f" after {q.chunks} windows, given up" if q.stopped else ""
+    return GateFailed(
+        f"{best.type}: mean KL divergence {q.kld:.6f}, up to {q.high:.6f}{tail}; at most {order.max_kld} is allowed",
+        hint="Nothing was published. Take a larger type or budget, or a larger --max-kld.",
+        measured=[{"type": m.type, "size": m.size, "kld": m.quality.kld, "high": m.quality.high} for m in measured],
+    )
