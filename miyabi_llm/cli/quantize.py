@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from miyabi_llm.refs import ModelRef
     from miyabi_llm.store import Store
 
-app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
 
 @app.command("quantize")
@@ -75,7 +75,7 @@ def _source(text: str, store: Store, settings: Settings) -> Source:
     try:
         return open_source(ref, store, settings.user_home)
     except ModelMissing as e:
-        raise e if e.details.get("damaged") or ref.scheme == "file" else stored.missing(ref, store) from e
+        raise e if e.details.get("damaged") or ref.scheme == "file" else stored.missing(ref, store, settings) from e
 
 
 def _name(text: str | None) -> ModelRef | None:
