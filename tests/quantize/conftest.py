@@ -42,6 +42,8 @@ def shop(programs: dict[str, Program], tmp_path: Path, monkeypatch: pytest.Monke
     """A store and a cache of our own; one thread, so that the same work gives the same digits."""
     monkeypatch.setenv("MIYABI_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("MIYABI_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "llama-cpp").symlink_to(USER.cache / "llama-cpp")  # what is built is not built again
     settings = config.load()
     shop = Shop(Store(settings.store), settings, programs, threads=1)
     yield shop
