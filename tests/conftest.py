@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from miyabi_llm.types import Artifact
 
 USER = config.load()  # the environment as the user has it, before any fixture changes it
+# A shell that starts the tests in its background makes them ignore Ctrl-C, and all their children with them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 CI = bool(os.environ.get("CI"))
 
 

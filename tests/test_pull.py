@@ -494,7 +494,7 @@ def test_a_mistake_is_one_clear_line_and_an_exit_code(
     for key, value in env.items():
         monkeypatch.setenv(key, value)
     monkeypatch.chdir(tmp_path)
-    assert cli.run(typed.split(" ")) == code
+    assert cli.execute(typed.split(" ")) == code
     out, err = capsys.readouterr()
     line, *rest = [x for x in err.splitlines() if not x.startswith(("warning: ", "stranger:1:"))]
     assert line.startswith("miyabi-llm: ")
@@ -528,7 +528,7 @@ def test_a_mistake_at_the_hub_is_one_clear_line_too(
         hub.add("o/gated", {"r-Q4_K_M.gguf": MODEL}, gated="auto", token="t")
         hub.add("o/pickle", {"config.json": b"{}", "pytorch_model.bin": b"x"})
         monkeypatch.setenv("HF_ENDPOINT", server.url)
-        assert cli.run(typed.split(" ")) == code
+        assert cli.execute(typed.split(" ")) == code
         out, err = capsys.readouterr()
         line, *rest = [x for x in err.splitlines() if not x.startswith(("warning: ", "hf:o/"))]
         assert line.startswith("miyabi-llm: ")
@@ -536,21 +536,21 @@ def test_a_mistake_at_the_hub_is_one_clear_line_too(
         assert hint in "".join(rest)
         assert len(rest) <= 1
         assert out == ""
-        assert cli.run(["pull", "hf:o/r:Q4_K_M"]) == 0
+        assert cli.execute(["pull", "hf:o/r:Q4_K_M"]) == 0
         assert HEX in capsys.readouterr().out
 
 
 def test_the_commands_show_what_they_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(MODEL)
-    assert cli.run(["pull", str(path), "--dry-run"]) == 0
+    assert cli.execute(["pull", str(path), "--dry-run"]) == 0
     assert "not here" in capsys.readouterr().out
-    assert cli.run(["pull", str(path), "--json"]) == 0
+    assert cli.execute(["pull", str(path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["files"][0]["sha256"] == HEX
-    assert cli.run(["pull", str(path)]) == 0
+    assert cli.execute(["pull", str(path)]) == 0
     assert HEX in capsys.readouterr().out
-    assert cli.run(["resolve", "gemma3", "--json"]) == 0
+    assert cli.execute(["resolve", "gemma3", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["canonical"], found["trust"], found["here"]) == ("gemma3:270m", "verified", False)
-    assert cli.run(["resolve", "gemma3"]) == 0
+    assert cli.execute(["resolve", "gemma3"]) == 0
     assert "no chat template" in capsys.readouterr().out

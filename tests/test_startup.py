@@ -11,7 +11,7 @@ HEAVY = ["httpx", "pydantic", "rich", "numpy", "torch", "huggingface_hub", "psut
 @pytest.mark.parametrize("args", [["--help"], ["--version"], ["list", "--json"]])
 def test_light_commands_import_nothing_heavy(args: list[str], tmp_path) -> None:
     code = (
-        "import sys; from miyabi_llm.cli import run; rc = run(sys.argv[1:]); "
+        "import sys; from miyabi_llm.cli import execute; rc = execute(sys.argv[1:]); "
         f"bad = [m for m in {HEAVY!r} if m in sys.modules]; "
         "print('heavy:', bad, file=sys.stderr); sys.exit(rc or bool(bad))"
     )

@@ -13,10 +13,10 @@ def main() -> None:
     from miyabi_llm.cli import output
 
     output.install()
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(execute(sys.argv[1:]))
 
 
-def run(argv: list[str]) -> int:
+def execute(argv: list[str]) -> int:
     """Run one command; returns its exit code."""
     from miyabi_llm.cli.output import OutputLost, explain
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from miyabi_llm.cli import run
+from miyabi_llm.cli import execute
 from miyabi_llm.cli.app import COMMANDS
 from tests.openaid import Openaid, serving
 
@@ -124,18 +124,18 @@ def test_without_a_home_variable(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_in_the_words(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(argv) == 2
+    assert execute(argv) == 2
     said = capsys.readouterr()
     assert words in said.err
     assert said.out == ""
-    assert run([*argv, "--json"]) == 2
+    assert execute([*argv, "--json"]) == 2
     error = json.loads(capsys.readouterr().out)["error"]
     assert (error["code"], error["exit_code"]) == ("usage", 2)
     assert words in error["message"]
 
 
 def test_json_after_two_dashes_is_not_ours(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["serve", "nosuch", "--", "--json"]) == 3
+    assert execute(["serve", "nosuch", "--", "--json"]) == 3
     assert capsys.readouterr().out == ""
 
 
@@ -166,7 +166,7 @@ def test_completion() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_only_the_root_installs_completion(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run([command, "--help"]) == 0
+    assert execute([command, "--help"]) == 0
     assert "completion" not in capsys.readouterr().out
-    assert run(["--help"]) == 0
+    assert execute(["--help"]) == 0
     assert "--install-completion" in capsys.readouterr().out

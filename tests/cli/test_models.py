@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from miyabi_llm import config
-from miyabi_llm.cli import run
+from miyabi_llm.cli import execute
 from miyabi_llm.cli.stored import complete
 from miyabi_llm.refs import ModelRef
 from miyabi_llm.store import Store
@@ -50,7 +50,7 @@ def say(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
     """Run a command: (exit code, stdout or its JSON, stderr)."""
 
     def go(*argv: str) -> Said:
-        rc = run(list(argv))
+        rc = execute(list(argv))
         out, err = capsys.readouterr()
         return rc, json.loads(out) if "--json" in argv else out, err
 
@@ -92,8 +92,8 @@ def test_list_says_what_is_damaged_and_goes_on(store: Store, say: Callable[..., 
 def test_light_commands_stay_light(heavy: list[str], store: Store) -> None:
     add(store)
     code = (
-        "import sys; from miyabi_llm.cli import run; run(sys.argv[1:]); bad = {'httpx', 'rich', 'huggingface_hub', "
-        "'psutil', 'asyncio', 'pydantic', 'tarfile', 'miyabi_llm.gguf'} & set(sys.modules); "
+        "import sys; from miyabi_llm.cli import execute; execute(sys.argv[1:]); bad = {'httpx', 'rich', "
+        "'huggingface_hub', 'psutil', 'asyncio', 'pydantic', 'tarfile', 'miyabi_llm.gguf'} & set(sys.modules); "
         "print('heavy:', sorted(bad), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, env=os.environ.copy())

@@ -187,7 +187,7 @@ def test_ctrl_c_stops_the_server_too(server: Openaid) -> None:
 def test_asking_once_imports_no_terminal_library(server: Openaid) -> None:
     code = (
         # httpx brings rich in for its own command line where click happens to be installed; we need neither
-        "import sys; sys.modules['click'] = None; from miyabi_llm.cli import run; rc = run(sys.argv[1:]); "
+        "import sys; sys.modules['click'] = None; from miyabi_llm.cli import execute; rc = execute(sys.argv[1:]); "
         "bad = [m for m in ('rich', 'prompt_toolkit', 'pydantic', 'huggingface_hub') if m in sys.modules]; "
         "sys.exit(rc or ' '.join(bad) or 0)"
     )

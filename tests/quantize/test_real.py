@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from miyabi_llm import gguf, quantize
-from miyabi_llm.cli import run
+from miyabi_llm.cli import execute
 from miyabi_llm.errors import BadUsage, Corrupt, DiskFull, GateFailed, InvalidMeasurement, MachineLimit
 from miyabi_llm.quantize import Order, Source, open_source
 from miyabi_llm.quantize.run import Shop
@@ -247,19 +247,19 @@ def _sparse(shop: Shop) -> Path:
 
 
 def test_the_command(tiny: Path, shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["quantize", str(tiny), "--type", "Q4_0", "--plan"]) == 0
+    assert execute(["quantize", str(tiny), "--type", "Q4_0", "--plan"]) == 0
     assert "Q4_0" in capsys.readouterr().out
     args = ["--type", "Q4_0", "--chunks", "4", "--threads", "1", "-o", "mine"]
-    assert run(["quantize", str(tiny), *args, "--json"]) == 0
+    assert execute(["quantize", str(tiny), *args, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["artifact"]["ref"], found["chosen"]["type"]) == ("mine", "Q4_0")
-    assert run(["quantize", str(tiny), *args]) == 0
+    assert execute(["quantize", str(tiny), *args]) == 0
     assert "chosen" in capsys.readouterr().out
-    assert run(["show", "mine", "--field", "card.quality.kld"]) == 0
+    assert execute(["show", "mine", "--field", "card.quality.kld"]) == 0
     assert float(capsys.readouterr().out) == found["quality"]["kld"]
-    assert run(["outdated", "mine", "--json"]) == 0
-    assert run(["quantize", "mine", *args]) == 7
-    assert run(["quantize", str(tiny), "--type", "Q2_K", "--max-kld", "0.001", "--threads", "1"]) == 5
+    assert execute(["outdated", "mine", "--json"]) == 0
+    assert execute(["quantize", "mine", *args]) == 7
+    assert execute(["quantize", str(tiny), "--type", "Q2_K", "--max-kld", "0.001", "--threads", "1"]) == 5
 
 
 def test_a_real_model(real_artifact: Artifact, real_store: Store, shop: Shop) -> None:

@@ -254,7 +254,7 @@ def test_the_child_sees_only_the_allowed_environment(plan: MakePlan, settings: S
         (info,) = serve.ps(settings)
         env = dict(e.partition("=")[::2] for e in Path(f"/proc/{info.pid}/environ").read_text().split("\0") if e)
     # LC_CTYPE is Python's own doing where no locale is set
-    assert set(env) - {"LC_CTYPE"} == {"PATH", "HOME", "LLAMA_API_KEY", "MIYABI_LAUNCH"}
+    assert set(env) - {"LC_CTYPE"} == {"PATH", "HOME", "LLAMA_API_KEY", "GOMP_SPINCOUNT", "MIYABI_LAUNCH"}
 
 
 def test_the_real_server(real_plan: LaunchPlan, settings: Settings, alias: str) -> None:
