@@ -112,7 +112,8 @@ def test_a_gate_that_fails_publishes_nothing(source: Source, shop: Shop) -> None
     with pytest.raises(GateFailed) as e:
         quantize.quantize(source, replace(TWO, types=("Q2_K",), max_kld=0.05, window=Window(chunks=8)), shop)
     assert e.value.exit_code == 5
-    assert "given up" in e.value.message
+    # a program that is done before it can be given up is judged by its whole measurement: both name the type
+    assert "Q2_K: " in e.value.message
     assert shop.store.list() == []
     assert list(shop.store.layout.blobs.iterdir()) == []
     made = quantize.quantize(source, replace(TWO, types=("Q2_K", "Q8_0"), max_kld=0.05), shop)
