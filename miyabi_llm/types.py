@@ -132,6 +132,7 @@ class Endpoint:
     """A running server: where every backend ends and every consumer starts.
 
     `base_url` has no trailing slash and no `/v1`. `key` is never printed; `key_file` is where it lies.
+    `backend` is which kind of server answers there, empty when it is not known.
     """
 
     base_url: str
@@ -139,6 +140,7 @@ class Endpoint:
     dialects: tuple[Dialect, ...] = ("openai",)
     key: Secret | None = None
     key_file: Path | None = None
+    backend: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,11 +160,23 @@ class MemoryEstimate:
 
 
 @dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter on disk: a GGUF file for llama.cpp, a folder in peft's layout for vLLM."""
+
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
 class ServeSpec:
     """What to serve and how: everything a backend's pure `plan` may look at.
 
     `files` maps the artifact's file names to paths on disk. `ctx` in tokens, None for the backend's choice.
-    `cache_ram` is what the server may keep of earlier prompts, in MiB, None for the backend's choice.
+    `cache_ram` is what the server may keep of earlier prompts, in MiB, None for the backend's choice; `kv_type` the
+    type of the KV cache. `gpus` is how many this machine has; `nodes` how many machines share the model.
+    `keep_s`: unload it after so many idle seconds, 0 never, None for the backend's choice. `attach` False: start a
+    server of our own beside one that runs. `work` is a private folder of ours for what the backend has to be told in
+    files.
     """
 
     artifact: Artifact
@@ -176,13 +190,24 @@ class ServeSpec:
     key: Secret | None = None
     extra: tuple[str, ...] = ()
     cache_ram: int | None = None
+    kv_type: str | None = None
+    adapters: tuple[Adapter, ...] = ()
+    gpus: int = 0
+    tensor_parallel: int | None = None
+    pipeline_parallel: int | None = None
+    nodes: int = 1
+    keep_s: float | None = None
+    attach: bool = True
+    work: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchPlan:
     """What a backend would run, and how to tell that it is up. `argv` None means: attach to a running server.
 
-    `env` is added to an allow-listed environment; its secret values are `Secret`s.
+    `env` is added to an allow-listed environment; its secret values are `Secret`s. `files` are written, 0600, right
+    before the start. `handover` is a model the server is given once it answers on its health path: for servers that
+    are not started with one.
     """
 
     backend: str
@@ -193,6 +218,8 @@ class LaunchPlan:
     ctx: int | None = None
     memory: MemoryEstimate | None = None
     notes: tuple[str, ...] = ()
+    files: Mapping[Path, str] = field(default_factory=dict)
+    handover: ServeSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from miyabi_llm.backends.base import Backend, Detected
+from miyabi_llm.backends.base import Backend, Capabilities, Detected, Way
 from miyabi_llm.config import Settings
 from miyabi_llm.errors import BackendMissing, BadUsage
 from miyabi_llm.tools.program import Unusable
-from miyabi_llm.types import Artifact
+from miyabi_llm.types import Artifact, Endpoint
 
 ENTRY_POINTS = "miyabi_llm.backends.v1"
 
@@ -30,7 +31,8 @@ def _llama_cpp() -> Backend:
     return LlamaCpp()
 
 
-# In the order of preference. The value makes the backend: `list` and `--help` must not import what they do not use.
+# In the order of preference: llama-cpp, vllm, ollama, lm-studio, localai, embedded.
+# The value makes the backend: `list` and `--help` must not import what they do not use.
 _OWN: dict[str, Callable[[], Backend]] = {"llama-cpp": _llama_cpp}
 
 
@@ -64,26 +66,49 @@ def get(name: str) -> Backend:
     return known[name]
 
 
-def choose(artifact: Artifact, name: str | None, settings: Settings) -> Choice:
-    """The backend to serve `artifact` with: the one named, else the first that accepts its format and is installed.
+def choose(artifact: Artifact, name: str | None, settings: Settings, *, nodes: int = 1) -> Choice:
+    """The backend to serve `artifact` with, and why: the one named, else the best that is ready on this machine.
 
-    Raises BadUsage when the named one does not accept the format, BackendMissing when none can be used.
+    `auto` (or None) looks at the format and at what is ready: llama.cpp for GGUF, vLLM for safetensors, of several the
+    first of the table, the embedded one only when no other is there; with `nodes` > 1 those that span machines.
+    Raises BadUsage when none accepts the format, BackendMissing when none can be used.
     """
+    name = None if name == "auto" else name
     fitting = [b for b in ([get(name)] if name else table().values()) if artifact.format in b.accepts]
+    if nodes > 1 and name is None:
+        fitting = [b for b in fitting if b.capabilities.nodes]
     if not fitting:
-        takes = f"{name} serves {', '.join(sorted(get(name).accepts))}" if name else "no backend serves it"
-        raise BadUsage(f"{artifact.ref} is a {artifact.format} model; {takes}", hint="See `miyabi-llm backend list`.")
-    missing = []
+        raise _nobody(artifact, name, nodes)
+    missing: list[tuple[str, str]] = []
     for backend in fitting:
         detected = backend.detect(settings)
         if detected.ok:
-            why = "you asked for it" if name else f"the first installed backend that serves {artifact.format}"
-            return Choice(backend, detected, why)
-        missing.append(f"{backend.name}: {detected.reason}")
+            return Choice(backend, detected, _why(backend, detected, artifact, missing, asked=name is not None))
+        missing.append((backend.name, detected.reason))
+    told = "; ".join(f"{n}: {reason}" for n, reason in missing)
     raise BackendMissing(
-        f"no backend for {artifact.format} models is ready: {'; '.join(missing)}",
+        f"no backend for {artifact.format} models is ready: {told}",
         hint=f"Run `miyabi-llm backend install {fitting[0].name}`.",
     )
+
+
+def _nobody(artifact: Artifact, name: str | None, nodes: int) -> BadUsage:
+    hint = "See `miyabi-llm backend list`."
+    if nodes > 1:
+        return BadUsage(f"no backend serves a {artifact.format} model on {nodes} machines", hint=hint)
+    if artifact.format == "gguf" and name == "vllm":
+        hint = f"Make a copy it can read: `miyabi-llm convert {artifact.ref} --to safetensors`."
+    takes = f"{name} serves {', '.join(sorted(get(name).accepts))}" if name else "no backend serves it"
+    return BadUsage(f"{artifact.ref} is a {artifact.format} model; {takes}", hint=hint)
+
+
+def _why(backend: Backend, found: Detected, artifact: Artifact, passed: list[tuple[str, str]], *, asked: bool) -> str:
+    """The reason for a choice, in words."""
+    if asked:
+        return "you asked for it"
+    there = "runs already" if found.running is not None else "is installed"
+    why = f"it serves {artifact.format} and {there}"
+    return why + (f"; not {', '.join(f'{n} ({reason})' for n, reason in passed)}" if passed else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +126,18 @@ class Status:
     accepts: tuple[str, ...]
     rejected: tuple[Unusable, ...]
     tools: Mapping[str, Path]
+    running: Endpoint | None
+    capabilities: Capabilities
+    ways: tuple[Way, ...]
 
 
 def status(settings: Settings) -> list[Status]:
-    """Every backend as it stands on this machine."""
-    return [_status(backend, settings) for backend in table().values()]
+    """Every backend as it stands on this machine; they are looked for at the same time."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    known = list(table().values())
+    with ThreadPoolExecutor(max_workers=len(known)) as pool:
+        return list(pool.map(lambda backend: _status(backend, settings), known))
 
 
 def _status(backend: Backend, settings: Settings) -> Status:
@@ -115,7 +147,7 @@ def _status(backend: Backend, settings: Settings) -> Status:
         name=backend.name,
         ok=found.ok,
         reason=found.reason,
-        version=program.version if program else "",
+        version=found.version or (program.version if program else ""),
         build=program.build if program else None,
         commit=program.commit if program else None,
         how=program.how if program else "",
@@ -123,4 +155,7 @@ def _status(backend: Backend, settings: Settings) -> Status:
         accepts=tuple(sorted(backend.accepts)),
         rejected=found.rejected,
         tools=found.tools,
+        running=found.running,
+        capabilities=backend.capabilities,
+        ways=backend.ways(platform.system()),
     )

@@ -7,18 +7,40 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from miyabi_llm.backends.base import Detected, client_url
+from miyabi_llm.backends.base import Capabilities, Detected, InstallOptions, Unsupported, Way, client_url
 from miyabi_llm.config import Settings
 from miyabi_llm.errors import BackendMissing, BadUsage
 from miyabi_llm.tools import llama_cpp
 from miyabi_llm.tools.program import Program
-from miyabi_llm.types import Endpoint, Format, LaunchPlan, ServeSpec
+from miyabi_llm.types import Endpoint, Format, LaunchPlan, OnEvent, ServeSpec
+
+if TYPE_CHECKING:
+    from miyabi_llm.backends.base import Control
 
 KEY_VARIABLE = "LLAMA_API_KEY"
 DEFAULT_CTX = 8192  # tokens, when nobody fitted one: the model's own limit may need more memory than there is
 # MiB of earlier prompts the server may keep. Its own default is 8192, which grows until the machine swaps.
 DEFAULT_CACHE_RAM = 512
+
+CAPABILITIES = Capabilities(
+    dialects=("openai", "anthropic"),
+    start=True,
+    key=True,
+    several=True,
+    load=True,
+    unload=True,
+    adapters=True,
+    context=True,
+    kv_type=True,
+    metrics=True,
+    verified="real",
+    limits=(
+        "GGUF files only",
+        "several machines: no (its RPC backend is not used: its security record speaks against it)",
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,30 +49,39 @@ class LlamaCpp:
 
     name: str = "llama-cpp"
     accepts: frozenset[Format] = frozenset({"gguf"})
+    capabilities: Capabilities = CAPABILITIES
 
     def detect(self, settings: Settings) -> Detected:
         """Our own installations, then PATH."""
         found = llama_cpp.search(llama_cpp.SERVER, settings)
         if found.program is not None:
             tools = llama_cpp.beside(settings)
-            return Detected(self.name, True, program=found.program, rejected=found.rejected, tools=tools)
+            version = found.program.version
+            return Detected(
+                self.name, True, program=found.program, rejected=found.rejected, tools=tools, version=version
+            )
         reason = "; ".join(f"{r.path} {r.reason}" for r in found.rejected) or "is not installed"
         return Detected(self.name, False, reason, rejected=found.rejected)
 
-    def plan(self, spec: ServeSpec, program: Program | None) -> LaunchPlan:
+    def plan(self, spec: ServeSpec, found: Detected) -> LaunchPlan:
         """The server's command line for `spec`; flags its --help does not list are left out.
 
         GPU layers are left to llama.cpp's own fitting. The key goes by the environment. `extra` comes last, so it
         wins. Raises BackendMissing without a usable program, BadUsage when `spec` holds no GGUF file, or `extra` an
         option that says which model is served where to whom.
         """
+        program = found.program
         if program is None:
             raise BackendMissing("llama-server is not installed", hint=llama_cpp.INSTALL_HINT)
         if spec.key and KEY_VARIABLE not in program.environment:
             raise BackendMissing(f"{program.path} takes no key by {KEY_VARIABLE}", hint=llama_cpp.INSTALL_HINT)
+        if spec.nodes > 1:
+            raise Unsupported("llama-cpp serves on one machine", hint="Use `--backend vllm --nodes N`.")
         _refuse_ours(spec.extra)
         ctx = DEFAULT_CTX if spec.ctx is None else spec.ctx
-        endpoint = Endpoint(client_url(spec.host, spec.port), spec.alias, ("openai", "anthropic"), spec.key)
+        endpoint = Endpoint(
+            client_url(spec.host, spec.port), spec.alias, ("openai", "anthropic"), spec.key, backend=self.name
+        )
         return LaunchPlan(
             backend=self.name,
             argv=(*program.argv, *_arguments(spec, ctx, program), *spec.extra),
@@ -58,6 +89,31 @@ class LlamaCpp:
             endpoint=endpoint,
             ctx=_last_ctx(spec.extra, ctx),
         )
+
+    def ways(self, system: str) -> tuple[Way, ...]:
+        """A pinned published build or one from pinned source; then the package managers of the system."""
+        ours = (
+            Way("release", ("miyabi-llm", "backend", "install", "llama-cpp"), "a pinned build, checked by its hash"),
+            Way("build", ("miyabi-llm", "backend", "install", "llama-cpp", "--from", "build"), "from pinned source"),
+        )
+        managers = {
+            "Linux": (("brew", "install", "llama.cpp"), ("conda", "install", "-c", "conda-forge", "llama.cpp")),
+            "Darwin": (("brew", "install", "llama.cpp"), ("port", "install", "llama.cpp")),
+            "Windows": (("winget", "install", "llama.cpp"),),
+        }
+        return (*ours, *(Way("package manager", command) for command in managers.get(system, ())))
+
+    def install(self, settings: Settings, on_event: OnEvent, options: InstallOptions) -> Program:
+        """A good one on PATH, a pinned published build, or a build from pinned source."""
+        from miyabi_llm.tools.install import install
+
+        return install(settings, on_event, source=options.source, tools=options.tools)
+
+    def control(self, endpoint: Endpoint) -> Control:
+        """Its models, and loading and unloading them where it runs as a router."""
+        from miyabi_llm.backends.llama_control import LlamaControl
+
+        return LlamaControl(self.name, endpoint)
 
 
 def _arguments(spec: ServeSpec, ctx: int, program: Program) -> Iterator[str]:
@@ -70,6 +126,12 @@ def _arguments(spec: ServeSpec, ctx: int, program: Program) -> Iterator[str]:
         yield from ("--threads", str(spec.threads))
     if spec.parallel is not None:
         yield from ("--parallel", str(spec.parallel))
+    if spec.kv_type is not None:
+        yield from ("--cache-type-k", spec.kv_type, "--cache-type-v", spec.kv_type)
+    if spec.adapters:
+        yield from ("--lora", ",".join(str(a.path) for a in spec.adapters))
+    if spec.keep_s and program.has("--sleep-idle-seconds"):
+        yield from ("--sleep-idle-seconds", str(max(1, round(spec.keep_s))))
     if program.has("--cache-ram"):
         yield from ("--cache-ram", str(DEFAULT_CACHE_RAM if spec.cache_ram is None else spec.cache_ram))
     if program.has("--jinja"):

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from miyabi_llm.errors import MachineLimit, MiyabiError
-from miyabi_llm.types import Secret, ServeSpec
+from miyabi_llm.errors import MachineLimit, MiyabiError, ModelMissing
+from miyabi_llm.types import Adapter, Secret, ServeSpec
 
 if TYPE_CHECKING:
     from miyabi_llm.config import Settings
@@ -27,6 +27,12 @@ class Wanted:
     threads: int | None = None
     key: Secret | None = None
     extra: tuple[str, ...] = ()
+    kv_type: str | None = None
+    adapters: tuple[Adapter, ...] = ()
+    tensor_parallel: int | None = None
+    pipeline_parallel: int | None = None
+    nodes: int = 1
+    keep_s: float | None = None
 
 
 def make(artifact: Artifact, store: Store, settings: Settings, wanted: Wanted) -> LaunchPlan:
@@ -38,7 +44,7 @@ def make(artifact: Artifact, store: Store, settings: Settings, wanted: Wanted) -
     from miyabi_llm.proc import ports
 
     serve.check_exposure(wanted.host, wanted.key)
-    choice = backends.choose(artifact, wanted.backend, settings)
+    choice = backends.choose(artifact, wanted.backend, settings, nodes=wanted.nodes)
     files = store.files(artifact)
     machine = hardware.look(settings.env)
     ctx, notes = _context(files, machine, wanted.ctx)
@@ -57,11 +63,31 @@ def make(artifact: Artifact, store: Store, settings: Settings, wanted: Wanted) -
         wanted.threads or machine.usable_cores or None,
         key=wanted.key,
         extra=wanted.extra,
+        kv_type=wanted.kv_type,
+        adapters=wanted.adapters,
+        gpus=len(machine.gpus),
+        tensor_parallel=wanted.tensor_parallel,
+        pipeline_parallel=wanted.pipeline_parallel,
+        nodes=wanted.nodes,
+        keep_s=wanted.keep_s,
+        attach=wanted.port is None,
+        work=settings.run / "work" / serve.name_for(alias(artifact)),
     )
-    plan = choice.backend.plan(spec, choice.detected.program)
+    plan = choice.backend.plan(spec, choice.detected)
+    if wanted.backend in (None, "auto"):
+        notes = (f"backend {choice.backend.name}: {choice.reason}", *notes)
     if wanted.extra and plan.ctx is not None and plan.ctx != ctx:  # the person's own words come last, and win
         _, notes = _context(files, machine, plan.ctx, given=True)
     return replace(plan, notes=(*plan.notes, *notes))
+
+
+def adapter(text: str) -> Adapter:
+    """`NAME=PATH`, or a path that names it. Raises ModelMissing when nothing is there."""
+    name, equals, place = text.partition("=")
+    path = Path(place if equals else text).expanduser().absolute()
+    if not path.exists():
+        raise ModelMissing(f"--lora {text}: {path} is not there", hint="Give a GGUF adapter, or a folder of peft's.")
+    return Adapter(name if equals else path.stem, path)
 
 
 def alias(artifact: Artifact) -> str:

@@ -61,7 +61,7 @@ def quickstart(
     _judge(settings)
     with progress.shown(as_json=json_) as on_event:
         show.note("2/5 backend: llama.cpp (the first time it may be built from source: some minutes)")
-        program = install("llama-cpp", settings, on_event)
+        program = install(settings, on_event)
         show.note(f"    {program.path} ({program.version})")
         show.note(f"3/5 pull: {settings.default_model}")
         artifact = pull.pull(ModelRef.parse(settings.default_model), store, settings, on_event)

@@ -25,6 +25,12 @@ CTX = typer.Option(None, "--ctx", metavar="TOKENS", min=1, help="Context; what f
 THREADS = typer.Option(None, "--threads", metavar="N", min=1, help="One per physical core when left out.")
 NAME = typer.Option(None, "--name", metavar="NAME", help="What `ps`, `logs` and `stop` call it; else like the model.")
 DETACH = typer.Option(False, "--detach", "-d", help="Return when it is ready; it goes on, with a key.")
+KV = typer.Option(None, "--kv", metavar="TYPE", help="The KV cache's type, f16 when left out: q8_0 needs half of it.")
+LORA = typer.Option(None, "--lora", metavar="[NAME=]PATH", help="A LoRA adapter on disk; may be given again.")
+TENSOR = typer.Option(None, "--tensor-parallel", metavar="N", min=1, help="GPUs that share each layer (vLLM).")
+PIPELINE = typer.Option(None, "--pipeline-parallel", metavar="N", min=1, help="Groups of layers (vLLM).")
+NODES = typer.Option(1, "--nodes", metavar="N", min=1, help="Machines that share the model (vLLM on Ray).")
+TTL = typer.Option(None, "--ttl", metavar="SECONDS", min=0, help="Unload after so long without a request; 0 never.")
 KEY_FILE = typer.Option(None, "--api-key-file", metavar="FILE", help="Demand the key in this file (mode 0600).")
 KEY = typer.Option(False, "--key", help="Demand a fresh key, kept in a file that is named when ready.")
 DRY_RUN = typer.Option(False, "--dry-run", help="Print what would be run; start nothing.")
@@ -40,6 +46,12 @@ def serve(
     port: int | None = PORT,
     ctx: int | None = CTX,
     threads: int | None = THREADS,
+    kv: str | None = KV,
+    lora: list[str] | None = LORA,
+    tensor_parallel: int | None = TENSOR,
+    pipeline_parallel: int | None = PIPELINE,
+    nodes: int = NODES,
+    ttl: float | None = TTL,
     name: str | None = NAME,
     detach: bool = DETACH,
     api_key_file: Path | None = KEY_FILE,
@@ -56,7 +68,21 @@ def serve(
     settings = config.load()
     store = Store(settings.store)
     secret = verb.read_key(api_key_file) if api_key_file else verb.new_key() if key or detach else None
-    wanted = plans.Wanted(backend, host, port, ctx, threads, secret, tuple(extra or ()))
+    wanted = plans.Wanted(
+        backend,
+        host,
+        port,
+        ctx,
+        threads,
+        secret,
+        tuple(extra or ()),
+        kv_type=kv,
+        adapters=tuple(plans.adapter(text) for text in lora or ()),
+        tensor_parallel=tensor_parallel,
+        pipeline_parallel=pipeline_parallel,
+        nodes=nodes,
+        keep_s=ttl,
+    )
     verb.check_exposure(host, secret)
     artifact = stored.find(ref, store, settings)
     if detach and not dry_run and (info := verb.running_as(name or verb.name_for(plans.alias(artifact)), settings)):
@@ -69,6 +95,8 @@ def serve(
             show.note(f"note: {text}")
         if dry_run:
             show.emit(plan, as_json=json_, render=_show_plan)
+        elif plan.argv is None:
+            _attached(plan, as_json=json_)
         elif detach:
             _detached(plan, settings, artifact, name, as_json=json_)
         else:
@@ -94,6 +122,16 @@ def _foreground(plan: LaunchPlan, settings: Settings, artifact: Artifact, name: 
             show.note(f"ready {event.message}; Ctrl-C ends it")
 
         verb.forever(plan, settings, on_event, artifact=artifact, name=name)
+
+
+def _attached(plan: LaunchPlan, *, as_json: bool) -> None:
+    from miyabi_llm import serve as verb
+    from miyabi_llm.cli import progress, show
+
+    with progress.shown(as_json=as_json) as on_event:
+        endpoint = verb.attach(plan, on_event)
+    show.emit(endpoint, as_json=as_json, render=show_endpoint)
+    show.note(f"{plan.backend} was running already and goes on; --port N starts one of our own")
 
 
 def _detached(plan: LaunchPlan, settings: Settings, artifact: Artifact, name: str | None, *, as_json: bool) -> None:

@@ -1,5 +1,6 @@
 """Serve a model: start a backend, prove that it is ours and works, keep it alive, stop it, and know what runs."""
 
+from miyabi_llm.serve.attach import attach
 from miyabi_llm.serve.detach import detach
 from miyabi_llm.serve.keys import check_exposure, new_key, read_key
 from miyabi_llm.serve.manage import find_running, follow, last_lines, ps, running_as, stop
@@ -11,6 +12,7 @@ __all__ = [
     "Limits",
     "Running",
     "ServerInfo",
+    "attach",
     "check_exposure",
     "detach",
     "find_running",

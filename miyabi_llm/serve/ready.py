@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from miyabi_llm.errors import MiyabiError, PortTaken, ServerFailed
 from miyabi_llm.proc import Child, ports
+from miyabi_llm.serve.attach import hand_over
 from miyabi_llm.serve.failure import explain, last_words
 from miyabi_llm.serve.values import Limits
 from miyabi_llm.types import Event, LaunchPlan, OnEvent
@@ -35,7 +36,7 @@ def wait_ready(child: Child, plan: LaunchPlan, limits: Limits, on_event: OnEvent
     """
     from miyabi_llm.serve.probe import Probe  # brings httpx, while the server is already loading
 
-    begin = time.monotonic()
+    begin, given = time.monotonic(), False
     activity = _Activity(child)
     on_event(Event("phase", "load", plan.endpoint.model))
     with Probe(plan) as probe:
@@ -44,8 +45,13 @@ def wait_ready(child: Child, plan: LaunchPlan, limits: Limits, on_event: OnEvent
                 raise Stopped(f"{plan.endpoint.model}: stopped while it was loading")
             if (ended := child.poll()) is not None:
                 raise explain(plan, ended, child.tail(), ready=False)
-            if probe.healthy() and _proven(child, plan, probe, limits):
-                return time.monotonic() - begin
+            if probe.healthy() and child.poll() is None:
+                if not given:
+                    _refuse_stranger(child, plan)
+                    hand_over(plan, on_event)
+                    given = True
+                if _proven(child, plan, probe, limits):
+                    return time.monotonic() - begin
             waited = time.monotonic() - begin
             if activity.silent_for() > limits.silent_s or waited > limits.load_s:
                 raise _too_slow(child, plan, activity.silent_for(), waited)

@@ -14,6 +14,7 @@ from types import FrameType
 from miyabi_llm.config import Settings
 from miyabi_llm.errors import BadUsage
 from miyabi_llm.proc import identify
+from miyabi_llm.serve.attach import attach
 from miyabi_llm.serve.ready import Stopped, port_of
 from miyabi_llm.serve.state import Record, RunDir, name_for, write_private
 from miyabi_llm.serve.supervisor import Status, Supervisor
@@ -34,11 +35,11 @@ def running(
 ) -> Iterator[Endpoint]:
     """Start what `plan` says, prove it ready, and end it with the block; restarts it if it dies meanwhile.
 
-    A plan without argv is attached to: nothing is started or ended. Raises PortTaken, BackendMissing, MachineLimit
-    or ServerFailed, with the server's last words.
+    A plan without argv is attached to: proven too, but nothing is started or ended. Raises PortTaken, BackendMissing,
+    MachineLimit or ServerFailed, with the server's last words.
     """
     if plan.argv is None:
-        yield plan.endpoint
+        yield attach(plan, on_event, limits=limits)
         return
     name = f"{name_for(plan.endpoint.model)[:40]}.{os.getpid()}.{next(_COUNT)}"
     with _guarded(plan, settings, on_event, Job("temporary", name, artifact, limits)) as supervisor:

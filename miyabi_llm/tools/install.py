@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from miyabi_llm import hardware as machine
 from miyabi_llm.config import Settings
-from miyabi_llm.errors import BackendMissing, BadUsage, Corrupt, Missing, MiyabiError, NetworkError, Unsafe
+from miyabi_llm.errors import BackendMissing, Corrupt, Missing, MiyabiError, NetworkError, Unsafe
 from miyabi_llm.tools import archive, build, compiler, installed, llama_cpp, lock, releases, sdist, toolchain
 from miyabi_llm.tools.installed import Installation, Kept
 from miyabi_llm.tools.program import How, Program
@@ -42,7 +42,6 @@ class World:
 
 
 def install(
-    name: str,
     settings: Settings,
     on_event: OnEvent = silent,
     *,
@@ -52,11 +51,9 @@ def install(
 ) -> Program:
     """The server's program, installed if it is not here yet; with `tools` quantize, bench and the others too.
 
-    `auto` takes a usable one on PATH, else a pinned published build, else builds. Idempotent. Raises BadUsage on
-    another name, Missing when a compiler or the index is missing, MiyabiError when the build fails.
+    `auto` takes a usable one on PATH, else a pinned published build, else builds. Idempotent. Raises Missing when a
+    compiler or the index is missing, MiyabiError when the build fails.
     """
-    if name != "llama-cpp":
-        raise BadUsage(f"{name!r} cannot be installed by miyabi-llm", hint="Only llama-cpp can.")
     wanted = (llama_cpp.SERVER, *TOOLS) if tools else (llama_cpp.SERVER,)
     return install_programs(wanted, settings, on_event, source=source, world=world)[llama_cpp.SERVER]
 

@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 
 from miyabi_llm import backends
-from miyabi_llm.backends.base import Backend
+from miyabi_llm.backends.base import Backend, Detected
 from miyabi_llm.refs import ModelRef
 from miyabi_llm.tools.program import Program
 from miyabi_llm.types import Artifact, Format, Secret, ServeSpec, StoredFile, plain
 
 FLAGS = frozenset({"--model", "--host", "--port", "--alias", "--ctx-size", "--threads", "--cache-ram", "--jinja"})
 PROGRAM = Program("any", Path("/opt/any"), ("/opt/any",), "1", "path", 99999, None, FLAGS, frozenset({"LLAMA_API_KEY"}))
+FOUND = Detected("any", True, program=PROGRAM)
 NAMES: dict[Format, str] = {"gguf": "m.gguf", "safetensors": "m.safetensors", "adapter": "a.gguf", "ollama": "m.gguf"}
 KEY = "sk-contract-0123456789"
 
@@ -34,11 +35,11 @@ class TestBackend:
             backend.name = "other"  # type: ignore[misc]
 
     def test_the_plan_is_pure(self, backend: Backend) -> None:
-        assert plain(backend.plan(spec(backend), PROGRAM)) == plain(backend.plan(spec(backend), PROGRAM))
-        assert backend.plan(spec(backend), PROGRAM).backend == backend.name
+        assert plain(backend.plan(spec(backend), FOUND)) == plain(backend.plan(spec(backend), FOUND))
+        assert backend.plan(spec(backend), FOUND).backend == backend.name
 
     def test_no_secret_is_in_the_command_or_in_any_print(self, backend: Backend) -> None:
-        plan = backend.plan(spec(backend), PROGRAM)
+        plan = backend.plan(spec(backend), FOUND)
         assert KEY not in " ".join(plan.argv or ())
         assert KEY not in repr(plan)
         assert KEY not in str(plain(plan))
@@ -46,7 +47,7 @@ class TestBackend:
 
     @pytest.mark.parametrize("port", [18123, 40001])
     def test_host_port_and_name_are_honoured(self, backend: Backend, port: int) -> None:
-        plan = backend.plan(spec(backend, port), PROGRAM)
+        plan = backend.plan(spec(backend, port), FOUND)
         assert plan.endpoint.base_url == f"http://127.0.0.1:{port}"
         assert plan.endpoint.model == "m"
         if plan.argv is not None:
@@ -56,5 +57,5 @@ class TestBackend:
     def test_the_users_own_words_come_last(self, backend: Backend) -> None:
         from dataclasses import replace
 
-        plan = backend.plan(replace(spec(backend), extra=("--x", "1")), PROGRAM)
+        plan = backend.plan(replace(spec(backend), extra=("--x", "1")), FOUND)
         assert plan.argv is None or plan.argv[-2:] == ("--x", "1")

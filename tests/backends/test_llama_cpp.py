@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from miyabi_llm.backends.base import client_url
+from miyabi_llm.backends.base import Detected, client_url
 from miyabi_llm.backends.llama_cpp import DEFAULT_CACHE_RAM, DEFAULT_CTX, KEY_VARIABLE, LlamaCpp, model_files
 from miyabi_llm.errors import BackendMissing, BadUsage
 from miyabi_llm.refs import ModelRef
@@ -18,6 +18,13 @@ NEW = OLD | {"--cache-ram", "--jinja", "--no-ui", "--no-webui", "--offline", "--
 PROGRAM = Program(
     "llama-server", Path("/b/llama"), ("/b/llama", "serve"), "v", "path", 1, None, NEW, frozenset({KEY_VARIABLE})
 )
+
+
+def here(program: Program) -> Detected:
+    return Detected("llama-cpp", True, program=program)
+
+
+FOUND = here(PROGRAM)
 
 
 def spec(*names: str) -> ServeSpec:
@@ -32,7 +39,7 @@ def pairs(argv: tuple[str, ...] | None) -> dict[str, str]:
 
 
 def test_a_whole_plan() -> None:
-    plan = LlamaCpp().plan(replace(spec(), threads=3, parallel=2, ctx=4096, key=Secret("k")), PROGRAM)
+    plan = LlamaCpp().plan(replace(spec(), threads=3, parallel=2, ctx=4096, key=Secret("k")), FOUND)
     assert plan.argv == (
         *("/b/llama", "serve", "--model", "/m/m.gguf", "--alias", "alias", "--host", "127.0.0.1", "--port", "8080"),
         *("--ctx-size", "4096", "--threads", "3", "--parallel", "2", "--cache-ram", str(DEFAULT_CACHE_RAM)),
@@ -44,34 +51,34 @@ def test_a_whole_plan() -> None:
 
 
 def test_flags_the_program_does_not_list_are_left_out() -> None:
-    plan = LlamaCpp().plan(spec(), replace(PROGRAM, flags=OLD))
+    plan = LlamaCpp().plan(spec(), here(replace(PROGRAM, flags=OLD)))
     assert plan.argv is not None
     assert set(pairs(plan.argv)) <= OLD
 
 
 def test_the_older_name_of_a_flag_is_used_where_it_is_the_only_one() -> None:
-    plan = LlamaCpp().plan(spec(), replace(PROGRAM, flags=NEW - {"--no-ui"}))
+    plan = LlamaCpp().plan(spec(), here(replace(PROGRAM, flags=NEW - {"--no-ui"})))
     assert "--no-webui" in (plan.argv or ())
 
 
 def test_what_nobody_asked_for() -> None:
-    argv = LlamaCpp().plan(spec(), PROGRAM).argv
+    argv = LlamaCpp().plan(spec(), FOUND).argv
     assert pairs(argv)["--ctx-size"] == str(DEFAULT_CTX)
     assert not {"--threads", "--parallel", "-ngl", "--n-gpu-layers", "--metrics"} & set(argv or ())
 
 
 def test_the_users_context_is_the_plans_context() -> None:
-    assert LlamaCpp().plan(replace(spec(), extra=("-c", "512")), PROGRAM).ctx == 512
-    assert pairs(LlamaCpp().plan(replace(spec(), cache_ram=0), PROGRAM).argv)["--cache-ram"] == "0"
+    assert LlamaCpp().plan(replace(spec(), extra=("-c", "512")), FOUND).ctx == 512
+    assert pairs(LlamaCpp().plan(replace(spec(), cache_ram=0), FOUND).argv)["--cache-ram"] == "0"
 
 
 def test_a_key_that_would_not_be_honoured_is_refused() -> None:
     deaf = replace(PROGRAM, environment=frozenset())
     with pytest.raises(BackendMissing, match="takes no key"):
-        LlamaCpp().plan(replace(spec(), key=Secret("k")), deaf)
-    assert LlamaCpp().plan(spec(), deaf).env == {}
+        LlamaCpp().plan(replace(spec(), key=Secret("k")), here(deaf))
+    assert LlamaCpp().plan(spec(), here(deaf)).env == {}
     with pytest.raises(BackendMissing, match="not installed"):
-        LlamaCpp().plan(spec(), None)
+        LlamaCpp().plan(spec(), Detected("llama-cpp", False))
 
 
 def test_which_file_is_the_model() -> None:
@@ -105,4 +112,4 @@ def test_where_clients_go(host: str, url: str) -> None:
 def test_extra_words_cannot_change_what_is_proven(word: str) -> None:
     """`-- --host 0.0.0.0` would open a server without a key; `-- --port` would make us wait at the wrong door."""
     with pytest.raises(BadUsage, match="cannot be given after --"):
-        LlamaCpp().plan(replace(spec(), extra=("--temp", "0", word, "x")), PROGRAM)
+        LlamaCpp().plan(replace(spec(), extra=("--temp", "0", word, "x")), FOUND)

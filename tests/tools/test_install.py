@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from miyabi_llm.config import Settings
-from miyabi_llm.errors import BadUsage, Corrupt, Missing, MiyabiError
+from miyabi_llm.errors import Corrupt, Missing, MiyabiError
 from miyabi_llm.tools import build, installed, llama_cpp
 from miyabi_llm.tools.install import World, install, install_programs
 from miyabi_llm.tools.llama_cpp import SERVER
@@ -64,7 +64,7 @@ def index(tmp_path: Path) -> Index:
 @needs_cmake
 def test_a_build_from_source_and_its_tools(tmp_path: Path, index: Index) -> None:
     s, events = settings(tmp_path), list[Event]()
-    program = install("llama-cpp", s, events.append, source="build", world=index.world)
+    program = install(s, events.append, source="build", world=index.world)
     assert (program.how, program.version) == ("build", "0.5.0-dev (b11312)")
     assert program.commit == "0c1e57098"
     assert program.path.parent.name == "bin"
@@ -78,8 +78,8 @@ def test_a_build_from_source_and_its_tools(tmp_path: Path, index: Index) -> None
     assert not (folder / "bin" / "llama-quantize").exists()
 
     start = time.monotonic()
-    assert install("llama-cpp", s, world=index.world) == program
-    assert install("llama-cpp", s, source="build", world=index.world) == program
+    assert install(s, world=index.world) == program
+    assert install(s, source="build", world=index.world) == program
     assert time.monotonic() - start < 0.5
     assert llama_cpp.find(SERVER, s) == program
 
@@ -105,7 +105,7 @@ def test_a_good_one_on_path_is_taken_and_a_bad_one_named(tmp_path: Path, index: 
     good = server(tmp_path / "good" / SERVER)
     events = list[Event]()
     s = settings(tmp_path, tmp_path / "bad", tmp_path / "good")
-    program = install("llama-cpp", s, events.append, world=index.world)
+    program = install(s, events.append, world=index.world)
     assert (program.path, program.how, index.asked) == (good, "path", [])
     assert [e.message for e in events if e.kind == "warning" and str(bad) in e.message]
 
@@ -116,7 +116,7 @@ def test_a_build_that_fails_says_why_and_leaves_nothing_installed(tmp_path: Path
     index = Index(archive, source(archive, **{"main.cpp": "int main() { return sorely_missed; }\n"}))
     s = settings(tmp_path)
     with pytest.raises(MiyabiError, match="sorely_missed") as e:
-        install("llama-cpp", s, source="build", world=index.world)
+        install(s, source="build", world=index.world)
     assert e.value.exit_code == 1
     assert "build.log" in str(e.value.hint)
     assert installed.all_of(s) == []
@@ -129,7 +129,7 @@ def test_a_source_that_does_not_configure(tmp_path: Path) -> None:
     index = Index(archive, source(archive, **{"CMakeLists.txt": "message(FATAL_ERROR no way)\n"}))
     for _ in range(2):  # the second try starts the configuration again
         with pytest.raises(MiyabiError, match="configure failed"):
-            install("llama-cpp", settings(tmp_path), source="build", world=index.world)
+            install(settings(tmp_path), source="build", world=index.world)
 
 
 @needs_cmake
@@ -137,7 +137,7 @@ def test_a_changed_source_is_refused_before_it_is_unpacked(tmp_path: Path, index
     index.archive.write_bytes(index.archive.read_bytes() + b"\0")
     s = settings(tmp_path)
     with pytest.raises(Corrupt, match="not the pinned file"):
-        install("llama-cpp", s, source="build", world=index.world)
+        install(s, source="build", world=index.world)
     assert not list(s.cache.rglob("CMakeLists.txt"))
 
 
@@ -146,9 +146,7 @@ def test_two_at_once_build_once(tmp_path: Path, index: Index) -> None:
     index.slow = 0.4
     s, got, events = settings(tmp_path), list[object](), list[Event]()
     runs = [
-        threading.Thread(
-            target=lambda: got.append(install("llama-cpp", s, events.append, source="build", world=index.world))
-        )
+        threading.Thread(target=lambda: got.append(install(s, events.append, source="build", world=index.world)))
         for _ in range(2)
     ]
     for run in runs:
@@ -173,7 +171,7 @@ def tell(event):
     if event.kind == "progress" or "with" in event.message and event.kind == "phase":
         print(event.name, flush=True)
 s = stubs.settings(root, root / "slow", CC="slowcc", CXX="slowcxx")
-install("llama-cpp", s, tell, source="build", world=index.world)
+install(s, tell, source="build", world=index.world)
 """
 
 
@@ -199,7 +197,7 @@ def test_an_interrupted_build_kills_its_compilers_and_goes_on_later(tmp_path: Pa
     assert installed.all_of(s) == []
     for name, real in (("slowcc", "cc"), ("slowcxx", "c++")):
         script(tmp_path / "slow" / name, f'exec {real} "$@"')
-    assert install("llama-cpp", s, source="build", world=index.world).how == "build"
+    assert install(s, source="build", world=index.world).how == "build"
     assert index.asked == []  # the source was kept
 
 
@@ -216,7 +214,7 @@ def test_a_killed_installer_keeps_the_next_one_out_while_its_compilers_live(tmp_
     child.wait()
     s, events = settings(tmp_path, tmp_path / "slow", CC="slowcc", CXX="slowcxx"), list[Event]()
     assert installed.all_of(s) == []
-    program = install("llama-cpp", s, events.append, source="build", world=index.world)
+    program = install(s, events.append, source="build", world=index.world)
     assert any("waiting" in e.message for e in events)
     assert program.how == "build"
 
@@ -226,15 +224,10 @@ def test_without_a_compiler_the_command_to_type_is_named(tmp_path: Path, index: 
         **{f: getattr(settings(tmp_path), f) for f in ("home", "cache", "config", "user_home")}, env={"PATH": ""}
     )
     with pytest.raises(Missing, match="no working C") as e:
-        install("llama-cpp", s, source="build", world=index.world)
+        install(s, source="build", world=index.world)
     assert e.value.exit_code == 3
     assert str(e.value.hint).startswith("Run `")
     assert index.asked == []
-
-
-def test_other_names_are_not_installed(tmp_path: Path) -> None:
-    with pytest.raises(BadUsage, match="ollama"):
-        install("ollama", settings(tmp_path))
 
 
 def test_a_program_that_changed_since_it_was_inspected_is_not_used(tmp_path: Path) -> None:

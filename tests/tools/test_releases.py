@@ -53,9 +53,9 @@ def test_a_pinned_build_is_installed_once(tmp_path: Path, mode: str) -> None:
     body, s = pack(tmp_path), settings(tmp_path)
     events: list[Event] = []
     with serving(body, mode) as (base, asked):
-        program = install("llama-cpp", s, events.append, world=world(tmp_path, body, base))
+        program = install(s, events.append, world=world(tmp_path, body, base))
         first = len(asked)
-        again = install("llama-cpp", s, world=world(tmp_path, body, base))
+        again = install(s, world=world(tmp_path, body, base))
     assert (program.how, program.build) == ("release", 11312)
     assert program.path.is_relative_to(s.cache)
     assert again == program
@@ -71,7 +71,7 @@ def test_a_pinned_build_is_installed_once(tmp_path: Path, mode: str) -> None:
 def test_a_changed_build_installs_nothing(tmp_path: Path, mode: str, error: type[MiyabiError]) -> None:
     body, s = pack(tmp_path), settings(tmp_path)
     with serving(body, mode) as (base, _), pytest.raises(error) as e:
-        install("llama-cpp", s, source="release", world=world(tmp_path, body, base))
+        install(s, source="release", world=world(tmp_path, body, base))
     assert "--from build" in str(e.value.hint)
     assert [p.name for p in installed.root(s).iterdir()] == [".lock"]
 
@@ -89,20 +89,20 @@ def test_a_build_that_does_not_run_here_is_not_installed(tmp_path: Path, kind: s
         body = out.getvalue()
     s = settings(tmp_path)
     with serving(body) as (base, _), pytest.raises(BackendMissing):
-        install("llama-cpp", s, source="release", world=world(tmp_path, body, base))
+        install(s, source="release", world=world(tmp_path, body, base))
     assert [p.name for p in installed.root(s).iterdir()] == [".lock"]
 
 
 def test_offline_nothing_is_asked(tmp_path: Path) -> None:
     body, s = pack(tmp_path), settings(tmp_path, MIYABI_OFFLINE="1")
     with serving(body) as (base, asked), pytest.raises(NetworkError, match="offline"):
-        install("llama-cpp", s, source="release", world=world(tmp_path, body, base))
+        install(s, source="release", world=world(tmp_path, body, base))
     assert asked == []
 
 
 def test_no_pin_for_this_machine(tmp_path: Path) -> None:
     with pytest.raises(BackendMissing, match="no published build"):
-        install("llama-cpp", settings(tmp_path), source="release", world=World(pins=source(tmp_path / "s.tar.gz")))
+        install(settings(tmp_path), source="release", world=World(pins=source(tmp_path / "s.tar.gz")))
 
 
 def test_a_silent_network_is_known_in_seconds(tmp_path: Path) -> None:
