@@ -207,7 +207,7 @@ class LaunchPlan:
 
     `env` is added to an allow-listed environment; its secret values are `Secret`s. `files` are written, 0600, right
     before the start. `handover` is a model the server is given once it answers on its health path: for servers that
-    are not started with one.
+    are not started with one. `smaller` is what to try, once, when the memory runs out: nobody asked for this context.
     """
 
     backend: str
@@ -220,6 +220,7 @@ class LaunchPlan:
     notes: tuple[str, ...] = ()
     files: Mapping[Path, str] = field(default_factory=dict)
     handover: ServeSpec | None = None
+    smaller: LaunchPlan | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from miyabi_llm.store import Store
     from miyabi_llm.types import Artifact, LaunchPlan
 
+LEAST_CTX = 1024  # tokens: a smaller context is not tried by itself when the memory runs out
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -74,6 +76,9 @@ def make(artifact: Artifact, store: Store, settings: Settings, wanted: Wanted) -
         work=settings.run / "work" / serve.name_for(alias(artifact)),
     )
     plan = choice.backend.plan(spec, choice.detected)
+    if wanted.ctx is None and ctx is not None and ctx >= 2 * LEAST_CTX and plan.ctx == ctx and plan.argv is not None:
+        smaller = choice.backend.plan(replace(spec, ctx=ctx // 2), choice.detected)
+        plan = replace(plan, smaller=smaller)
     if wanted.backend in (None, "auto"):
         notes = (f"backend {choice.backend.name}: {choice.reason}", *notes)
     if wanted.extra and plan.ctx is not None and plan.ctx != ctx:  # the person's own words come last, and win

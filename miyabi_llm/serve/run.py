@@ -82,6 +82,7 @@ def _guarded(plan: LaunchPlan, settings: Settings, on_event: OnEvent, job: Job) 
         def notify(s: Status) -> None:
             nonlocal record
             record = replace(record, state=s.state, pid=s.pid, nonce=s.nonce, restarts=s.restarts, error=s.error)
+            record = replace(record, ctx=s.ctx or record.ctx)
             try:
                 folder.write(record)
             except OSError as e:  # a full disk must not end a server that works

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from miyabi_llm.errors import MiyabiError, ServerFailed
+from miyabi_llm.errors import MachineLimit, MiyabiError, ServerFailed
 from miyabi_llm.proc import Child, launch, ports
 from miyabi_llm.serve.failure import explain
 from miyabi_llm.serve.ready import Stopped, port_of, wait_ready
@@ -29,6 +29,7 @@ class Status:
     nonce: str = ""
     restarts: int = 0
     error: str | None = None
+    ctx: int | None = None
 
 
 class Supervisor:
@@ -59,7 +60,12 @@ class Supervisor:
 
     def start(self) -> float:
         """Start the server and wait until it is ready; returns the seconds it took. Raises what `wait_ready` raises."""
-        took = self._bring_up("loading")
+        try:
+            took = self._bring_up("loading")
+        except MachineLimit as e:
+            if not self._shrink(e):
+                raise
+            took = self._bring_up("loading")
         self._thread = threading.Thread(target=self._watch, name=f"watch {self._plan.endpoint.model}", daemon=True)
         self._thread.start()
         return took
@@ -98,6 +104,16 @@ class Supervisor:
                 if child.wait(0.1) is not None:
                     return
 
+    def _shrink(self, reason: MiyabiError) -> bool:
+        """Go on with the smaller plan, if memory was the reason and there is one."""
+        smaller = self._plan.smaller
+        if smaller is None or not isinstance(reason, MachineLimit):
+            return False
+        text = f"{reason.message.splitlines()[0]}; once more with a context of {smaller.ctx} tokens"
+        self._on_event(Event("warning", "memory", text))
+        self._plan = smaller
+        return True
+
     def _bring_up(self, state: State) -> float:
         host, port = _address(self._plan), port_of(self._plan)
         ports.refuse_busy(host, port)
@@ -116,7 +132,7 @@ class Supervisor:
         except BaseException:  # Ctrl-C too: whatever ends the wait, the child ends first
             child.stop(min(1.0, self._limits.grace_s))
             raise
-        self._say(state="ready", pid=child.pid, error=None)
+        self._say(state="ready", pid=child.pid, error=None, ctx=self._plan.ctx)
         return took
 
     def _watch(self) -> None:
@@ -146,6 +162,7 @@ class Supervisor:
         while not self._stopping.is_set():
             now = time.monotonic()
             self._deaths.append(now)
+            self._shrink(reason)
             while now - self._deaths[0] > self._limits.crash_window_s:
                 self._deaths.popleft()
             self._say(restarts=self._status.restarts + 1, state="restarting", pid=0, error=reason.message)

@@ -76,7 +76,7 @@ def test_what_stops_it_from_starting_is_told_and_leaves_nothing(plan: MakePlan, 
     assert serve.ps(settings) == []
 
 
-def test_a_second_start_gives_the_running_one(plan: MakePlan, settings: Settings, alias: str) -> None:
+def test_p16_a_second_start_gives_the_running_one(plan: MakePlan, settings: Settings, alias: str) -> None:
     """P16."""
     first = serve.detach(plan(), settings, limits=QUICK)
     events: list[Event] = []
@@ -88,7 +88,7 @@ def test_a_second_start_gives_the_running_one(plan: MakePlan, settings: Settings
     assert again.pid == first.pid
 
 
-def test_two_at_the_same_moment_become_one(plan: MakePlan, settings: Settings, alias: str) -> None:
+def test_p16_two_at_the_same_moment_become_one(plan: MakePlan, settings: Settings, alias: str) -> None:
     """P16."""
     made = plan("ok", "--load", "1")
     found: list[int] = []
@@ -104,7 +104,7 @@ def test_two_at_the_same_moment_become_one(plan: MakePlan, settings: Settings, a
     assert len(processes(alias)) == 2  # one shim, one server
 
 
-def test_a_supervisor_killed_with_its_shim_is_cleaned_up_by_the_next_start(
+def test_p11_a_supervisor_killed_with_its_shim_is_cleaned_up_by_the_next_start(
     plan: MakePlan, settings: Settings, alias: str
 ) -> None:
     """P11: the grandchild survives both kills; its mark gives it away."""
@@ -147,7 +147,7 @@ def forge(settings: Settings, name: str, claimed: int, **changes: object) -> Non
 
 
 @pytest.mark.parametrize("wrong", ["nothing", "start", "boot"])
-def test_a_forged_or_stale_state_file_never_gets_a_stranger_killed(settings: Settings, wrong: str) -> None:
+def test_p12_a_forged_or_stale_state_file_never_gets_a_stranger_killed(settings: Settings, wrong: str) -> None:
     """P12: the pid is alive; start time, boot or the lock tell that it is not ours."""
     stranger = subprocess.Popen([sys.executable, "-I", "-S", "-c", "import time; time.sleep(60)"])
     try:

@@ -37,15 +37,15 @@ def kill_detached(plan: LaunchPlan, home: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["forever", "running"])
-def test_foreground(tmp_path: Path, alias: str, how: str) -> None:
+def test_p10_foreground(tmp_path: Path, alias: str, how: str) -> None:
     kill_foreground(fake_plan(free_port(), alias, "grandchild"), tmp_path, how)
 
 
-def test_detached(tmp_path: Path, alias: str) -> None:
+def test_p10_detached(tmp_path: Path, alias: str) -> None:
     kill_detached(fake_plan(free_port(), alias, "grandchild"), tmp_path)
 
 
-def test_at_any_moment_of_the_start(tmp_path: Path, alias: str) -> None:
+def test_p10_at_any_moment_of_the_start(tmp_path: Path, alias: str) -> None:
     """Before, while and after the server is forked, loaded and proven."""
     rng = random.Random(7)
     for _ in range(4):
@@ -58,19 +58,19 @@ def test_at_any_moment_of_the_start(tmp_path: Path, alias: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_twenty_times_each(tmp_path: Path, alias: str) -> None:
+def test_p10_twenty_times_each(tmp_path: Path, alias: str) -> None:
     for _ in range(20):
         kill_foreground(fake_plan(free_port(), alias, "grandchild"), tmp_path)
         kill_detached(fake_plan(free_port(), alias, "grandchild"), tmp_path)
 
 
-def test_the_real_server(real_plan: LaunchPlan, tmp_path: Path) -> None:
+def test_p10_the_real_server(real_plan: LaunchPlan, tmp_path: Path) -> None:
     kill_foreground(real_plan, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_real_server_twenty_times_each(real_plan: LaunchPlan, tmp_path: Path) -> None:
+def test_p10_the_real_server_twenty_times_each(real_plan: LaunchPlan, tmp_path: Path) -> None:
     for _ in range(20):
         kill_foreground(real_plan, tmp_path)
         kill_detached(real_plan, tmp_path)

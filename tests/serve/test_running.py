@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -17,7 +19,7 @@ from miyabi_llm import serve
 from miyabi_llm.config import Settings
 from miyabi_llm.errors import BackendMissing, MachineLimit, PortTaken, ServerFailed
 from miyabi_llm.serve.probe import Probe
-from miyabi_llm.types import Endpoint, Event, LaunchPlan
+from miyabi_llm.types import Event, LaunchPlan
 
 from .conftest import QUICK, MakePlan, processes
 
@@ -66,14 +68,22 @@ def test_an_error_in_the_block_ends_the_server(plan: MakePlan, settings: Setting
     assert not processes(alias)
 
 
-def test_attaching_starts_nothing(settings: Settings) -> None:
-    endpoint = Endpoint("http://127.0.0.1:1", "elsewhere")
-    with serve.running(LaunchPlan("other", None, {}, endpoint), settings) as found:
-        assert found is endpoint
-    assert not settings.run.exists()
+def test_attaching_proves_and_starts_nothing(plan: MakePlan, settings: Settings, tmp_path: Path) -> None:
+    elsewhere = replace(settings, home=tmp_path / "elsewhere")
+    with serve.running(plan(), settings, limits=QUICK) as endpoint:
+        with serve.running(LaunchPlan("fake", None, {}, endpoint), elsewhere) as found:
+            assert found is endpoint
+        assert not elsewhere.run.exists()
+        other = replace(endpoint, model="another")
+        with pytest.raises(ServerFailed, match="not 'another'"):
+            serve.attach(LaunchPlan("fake", None, {}, other))
+    with pytest.raises(ServerFailed, match="no fake answers"):
+        serve.attach(LaunchPlan("fake", None, {}, endpoint))
 
 
-def test_a_crash_while_loading_is_told_within_a_second_with_the_last_words(plan: MakePlan, settings: Settings) -> None:
+def test_p1_a_crash_while_loading_is_told_within_a_second_with_the_last_words(
+    plan: MakePlan, settings: Settings
+) -> None:
     """P1."""
     begin = time.monotonic()
     with pytest.raises(ServerFailed, match="does not know the option --nonsense") as e:
@@ -84,7 +94,7 @@ def test_a_crash_while_loading_is_told_within_a_second_with_the_last_words(plan:
     assert e.value.hint
 
 
-def test_a_loading_server_killed_from_outside_is_told_as_out_of_memory(plan: MakePlan, settings: Settings) -> None:
+def test_p13_a_loading_server_killed_from_outside_is_told_as_out_of_memory(plan: MakePlan, settings: Settings) -> None:
     """P13: no evidence of the kernel's hand, so the word is `likely`, or the signal itself where the kernel counts."""
     with (
         pytest.raises(ServerFailed, match="SIGKILL")
@@ -100,12 +110,24 @@ def _kernel_counts() -> bool:
     return memory_kills() is not None
 
 
-def test_a_slow_load_that_says_something_is_waited_for(plan: MakePlan, settings: Settings) -> None:
+def test_p13_a_context_nobody_asked_for_is_halved_once(plan: MakePlan, settings: Settings, port: int) -> None:
+    told: list[Event] = []
+    small = replace(plan(), ctx=2048)
+    big = replace(plan("oom"), ctx=4096, endpoint=small.endpoint, smaller=small)
+    if _kernel_counts():
+        big = replace(big, argv=(sys.executable, "-c", "import sys; sys.exit('failed to allocate buffer')"))
+    with serve.running(big, settings, told.append, limits=QUICK):
+        (info,) = serve.ps(settings)
+        assert info.ctx == 2048
+    assert next(e.message for e in told if e.kind == "warning").endswith("once more with a context of 2048 tokens")
+
+
+def test_p5_a_slow_load_that_says_something_is_waited_for(plan: MakePlan, settings: Settings) -> None:
     """P5, first half."""
     start(plan("ok", "--load", "2.0"), settings, replace(QUICK, silent_s=0.8))
 
 
-def test_a_silent_load_times_out(plan: MakePlan, settings: Settings, alias: str) -> None:
+def test_p5_a_silent_load_times_out(plan: MakePlan, settings: Settings, alias: str) -> None:
     """P5, second half."""
     begin = time.monotonic()
     with pytest.raises(ServerFailed, match="not ready after"):
@@ -119,7 +141,7 @@ def test_a_load_has_an_end_even_when_it_chatters(plan: MakePlan, settings: Setti
         start(plan("ok", "--load", "60"), settings, replace(QUICK, load_s=1.0))
 
 
-def test_a_busy_port_is_refused_before_anything_starts(plan: MakePlan, settings: Settings, port: int) -> None:
+def test_p6_a_busy_port_is_refused_before_anything_starts(plan: MakePlan, settings: Settings, port: int) -> None:
     """P6."""
     with socket.create_server(("127.0.0.1", port)), pytest.raises(PortTaken) as e:
         start(plan(), settings)
@@ -153,7 +175,7 @@ class Stranger(BaseHTTPRequestHandler):
 
 
 @pytest.mark.parametrize("key", [True, False])
-def test_a_stranger_that_took_the_port_after_our_look_is_never_our_model(
+def test_p7_a_stranger_that_took_the_port_after_our_look_is_never_our_model(
     plan: MakePlan, settings: Settings, port: int, alias: str, *, key: bool
 ) -> None:
     """P7: our server lives but never binds; the stranger answers everything rightly, and needs no key."""
@@ -182,7 +204,7 @@ def test_a_stranger_that_took_the_port_after_our_look_is_never_our_model(
 @pytest.mark.parametrize(
     ("mode", "why"), [("wrong-identity", "offers"), ("no-auth", "without the key"), ("hang", "no token within")]
 )
-def test_a_server_that_is_healthy_but_wrong_is_not_ready(
+def test_p7_p4_a_server_that_is_healthy_but_wrong_is_not_ready(
     plan: MakePlan, settings: Settings, mode: str, why: str
 ) -> None:
     """P7, and P4 before it is ready."""
@@ -190,7 +212,7 @@ def test_a_server_that_is_healthy_but_wrong_is_not_ready(
         start(plan(mode, "--count", "0"), settings, replace(QUICK, first_token_s=0.5))
 
 
-def test_a_server_that_ignores_sigterm_is_killed_after_its_grace(
+def test_p8_a_server_that_ignores_sigterm_is_killed_after_its_grace(
     plan: MakePlan, settings: Settings, alias: str
 ) -> None:
     """P8."""
@@ -200,7 +222,7 @@ def test_a_server_that_ignores_sigterm_is_killed_after_its_grace(
     assert not processes(alias)
 
 
-def test_a_grandchild_in_its_own_session_that_holds_our_pipes_dies_too(
+def test_p9_a_grandchild_in_its_own_session_that_holds_our_pipes_dies_too(
     plan: MakePlan, settings: Settings, alias: str
 ) -> None:
     """P9."""
@@ -211,7 +233,7 @@ def test_a_grandchild_in_its_own_session_that_holds_our_pipes_dies_too(
     assert not processes(alias)
 
 
-def test_a_flood_of_binary_without_newline_is_bounded_and_blocks_nothing(
+def test_p15_a_flood_of_binary_without_newline_is_bounded_and_blocks_nothing(
     plan: MakePlan, settings: Settings, alias: str
 ) -> None:
     """P15: 100 MB."""
@@ -222,7 +244,7 @@ def test_a_flood_of_binary_without_newline_is_bounded_and_blocks_nothing(
         assert (1 << 20) <= on_disk <= 2 << 20
 
 
-def test_a_missing_or_foreign_program_is_explained(plan: MakePlan, settings: Settings, tmp_path: Path) -> None:
+def test_p19_a_missing_or_foreign_program_is_explained(plan: MakePlan, settings: Settings, tmp_path: Path) -> None:
     """P19."""
     missing = replace(plan(), argv=("/nowhere/llama-server",))
     with pytest.raises(BackendMissing, match="missing") as e:
@@ -281,3 +303,22 @@ def test_the_real_server_with_a_file_that_is_no_model(
     argv = tuple(str(torn) if a == str(real_model) else a for a in real_plan.argv)
     with pytest.raises(ServerFailed, match="damaged"):
         start(replace(real_plan, argv=argv), settings)
+
+
+def test_p18_a_server_without_free_descriptors_recovers(real_plan: LaunchPlan, settings: Settings) -> None:
+    """P18: more connections than it may have open; when they are gone it answers as before, restarted or not."""
+    if (prlimit := shutil.which("prlimit")) is None:
+        pytest.skip("no prlimit on PATH to limit the server's descriptors")
+    assert real_plan.argv is not None
+    tight = replace(real_plan, argv=(prlimit, "--nofile=64", *real_plan.argv))
+    limits = replace(QUICK, silent_s=60, load_s=60, first_token_s=60)
+    with serve.running(tight, settings, limits=limits) as endpoint, Probe(tight) as probe:
+        address = ("127.0.0.1", int(endpoint.base_url.rpartition(":")[2]))
+        held = [socket.create_connection(address, timeout=5) for _ in range(100)]
+        time.sleep(0.5)
+        for one in held:
+            one.close()
+        deadline = time.monotonic() + 30
+        while (answer := probe.token(5.0)) != ("ok", ""):
+            assert time.monotonic() < deadline, answer
+            time.sleep(0.2)

@@ -35,7 +35,7 @@ def wait_for(happened: Callable[[], object], within: float = 8.0) -> None:
         time.sleep(0.02)
 
 
-def test_a_ready_server_that_dies_comes_back_on_the_same_port(plan: MakePlan, settings: Settings) -> None:
+def test_p2_a_ready_server_that_dies_comes_back_on_the_same_port(plan: MakePlan, settings: Settings) -> None:
     """P2."""
     made, events = plan(), list[Event]()
     with serve.running(made, settings, events.append, limits=QUICK):
@@ -50,7 +50,7 @@ def test_a_ready_server_that_dies_comes_back_on_the_same_port(plan: MakePlan, se
     assert any("SIGSEGV" in e.message for e in events if e.kind == "warning")
 
 
-def test_a_killed_shim_takes_its_server_along_and_the_server_comes_back(
+def test_p11_a_killed_shim_takes_its_server_along_and_the_server_comes_back(
     plan: MakePlan, settings: Settings, alias: str
 ) -> None:
     """P11: even the grandchild that left the session dies, by its mark."""
@@ -67,7 +67,7 @@ def _parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
 
 
-def test_a_crash_loop_is_given_up_with_the_last_words(plan: MakePlan, settings: Settings, tmp_path: Path) -> None:
+def test_p3_a_crash_loop_is_given_up_with_the_last_words(plan: MakePlan, settings: Settings, tmp_path: Path) -> None:
     """P3: five deaths within ten minutes."""
     statuses: list[Status] = []
     limits = replace(QUICK, probe_every_s=0.05, backoff_s=0.01)
@@ -95,7 +95,7 @@ def test_the_pause_between_restarts_doubles(plan: MakePlan, settings: Settings, 
     assert pauses == ["0.02 s", "0.04 s", "0.05 s", "0.05 s"]
 
 
-def test_a_server_that_is_healthy_but_gives_no_token_is_restarted(plan: MakePlan, settings: Settings) -> None:
+def test_p4_a_server_that_is_healthy_but_gives_no_token_is_restarted(plan: MakePlan, settings: Settings) -> None:
     """P4: within stall_s + 5."""
     with serve.running(plan("hang"), settings, limits=QUICK):
         (before,) = serve.ps(settings)
@@ -106,7 +106,7 @@ def test_a_server_that_is_healthy_but_gives_no_token_is_restarted(plan: MakePlan
         assert time.monotonic() - begin < QUICK.stall_s + 5
 
 
-def test_a_stopped_server_process_is_wedged_once(plan: MakePlan, settings: Settings) -> None:
+def test_p20_a_stopped_server_process_is_wedged_once(plan: MakePlan, settings: Settings) -> None:
     """P20."""
     with serve.running(plan(), settings, limits=QUICK):
         (before,) = serve.ps(settings)
@@ -208,7 +208,7 @@ def test_a_second_ctrl_c_kills_at_once(plan: MakePlan, tmp_path: Path, alias: st
 
 
 @pytest.mark.parametrize(("takes", "answered"), [(1.0, True), (60.0, False)])
-def test_a_signal_waits_for_requests_within_the_grace(
+def test_p17_a_signal_waits_for_requests_within_the_grace(
     plan: MakePlan, tmp_path: Path, takes: float, answered: bool
 ) -> None:
     """P17."""
@@ -253,7 +253,7 @@ def ask(plan: LaunchPlan) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
 
-def test_a_second_foreground_server_of_the_same_name_is_refused(plan: MakePlan, tmp_path: Path, alias: str) -> None:
+def test_p16_a_second_foreground_server_of_the_same_name_is_refused(plan: MakePlan, tmp_path: Path, alias: str) -> None:
     """P16."""
     first = foreground(plan(), tmp_path)
     ready(first)
