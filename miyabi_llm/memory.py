@@ -60,6 +60,23 @@ _LOOKED_UP: Final = ("token_embd.", "position_embd.", "token_types.", "per_layer
 
 
 @dataclass(frozen=True, slots=True)
+class Use:
+    """How llama-server is started, as far as its memory depends on it.
+
+    `parallel` as in `-np`: that many slots, each with its part of the context; None for the default, four slots that
+    share it. `repack` holds the processor's flags as the kernel names them: which tensors get a second copy in the
+    layout its instructions want depends on them; empty means `--no-repack`. `runtime` is what the program takes
+    beside its buffers, in bytes.
+    """
+
+    kv_type: str = "f16"
+    parallel: int | None = None
+    repack: frozenset[str] = frozenset()
+    ubatch: int = UBATCH
+    runtime: int = RUNTIME
+
+
+@dataclass(frozen=True, slots=True)
 class _Layer:
     """One layer's cache: elements of K and V per token, and the tokens it can look back (None: all)."""
 
@@ -69,48 +86,45 @@ class _Layer:
     recurrent: bool
 
 
-def estimate(
-    header: Header,
-    ctx: int,
-    *,
-    kv_type: str = "f16",
-    ubatch: int = UBATCH,
-    parallel: int | None = None,
-    repack: Collection[str] = (),
-) -> MemoryEstimate:
-    """Bytes that `llama-server -c ctx` takes on the CPU, weights mapped from the file.
-
-    `parallel` as in `-np`: that many slots, each with its part of the context; None for the default, four slots that
-    share it. `repack` holds the processor's flags as the kernel names them: which tensors get a second copy in the
-    layout its instructions want depends on them; empty means `--no-repack`.
-    """
-    streams, sequences = (1, AUTO_SLOTS) if parallel is None else (max(1, parallel), 1)
-    full = _pad(_pad(ctx) // streams)
-    kv, slides = 0, 0
-    layers = _layers(header)
-    for layer in layers:
-        cells = full if layer.window is None else _pad(min(full, layer.window * sequences + ubatch))
-        slides = max(slides, cells if layer.window is not None else 0)
-        kv += streams * cells * (_row(layer.k, kv_type) + _row(layer.v, kv_type))
-    slots = streams * sequences
-    kv += sum(layer.recurrent for layer in layers) * _state_bytes(header) * slots
+def estimate(header: Header, ctx: int, use: Use | None = None) -> MemoryEstimate:
+    """Bytes that `llama-server -c ctx` takes on the CPU, weights mapped from the file."""
+    use = use or Use()
+    streams, sequences = _slots(use)
+    kv = layer_caches(header, ctx, use)
     return MemoryEstimate(
         weights=header.weight_bytes,
-        repack=repack_bytes(header, repack),
-        kv=kv,
-        compute=_compute(header, ubatch, full + slides) + 4 * (header.vocab_size or 0) * slots,
-        runtime=RUNTIME,
+        repack=repack_bytes(header, use.repack),
+        kv=sum(kv),
+        compute=compute_bytes(header, ctx, use) + 4 * (header.vocab_size or 0) * streams * sequences,
+        runtime=use.runtime,
     )
 
 
-def largest_ctx(
-    header: Header, budget: int, *, kv_type: str = "f16", parallel: int | None = None, repack: Collection[str] = ()
-) -> int | None:
+def layer_caches(header: Header, ctx: int, use: Use) -> list[int]:
+    """Bytes that each layer keeps of the context, in the order of the layers."""
+    streams, sequences = _slots(use)
+    state = _state_bytes(header) * streams * sequences
+    return [
+        state
+        if layer.recurrent
+        else streams * _cells(layer, ctx, use) * (_row(layer.k, use.kv_type) + _row(layer.v, use.kv_type))
+        for layer in _layers(header)
+    ]
+
+
+def compute_bytes(header: Header, ctx: int, use: Use) -> int:
+    """Working memory of one batch of `use.ubatch` tokens, without the row of results."""
+    streams, _ = _slots(use)
+    slides = max((_cells(layer, ctx, use) for layer in _layers(header) if layer.window is not None), default=0)
+    return _compute(header, use.ubatch, _pad(_pad(ctx) // streams) + slides)
+
+
+def largest_ctx(header: Header, budget: int, use: Use | None = None) -> int | None:
     """The most tokens of context, up to what the model was trained for, that fit `budget` bytes; None if none do."""
     least, most = 1, max(1, (header.context_length or 4096) // CTX_STEP)
 
     def fits(steps: int) -> bool:
-        return estimate(header, steps * CTX_STEP, kv_type=kv_type, parallel=parallel, repack=repack).total <= budget
+        return estimate(header, steps * CTX_STEP, use).total <= budget
 
     if not fits(least):
         return None
@@ -118,6 +132,18 @@ def largest_ctx(
         middle = (least + most + 1) // 2
         least, most = (middle, most) if fits(middle) else (least, middle - 1)
     return least * CTX_STEP
+
+
+def _slots(use: Use) -> tuple[int, int]:
+    """Caches, and sequences that share each of them."""
+    return (1, AUTO_SLOTS) if use.parallel is None else (max(1, use.parallel), 1)
+
+
+def _cells(layer: _Layer, ctx: int, use: Use) -> int:
+    """Tokens that a layer's cache has room for, of one slot."""
+    streams, sequences = _slots(use)
+    full = _pad(_pad(ctx) // streams)
+    return full if layer.window is None else _pad(min(full, layer.window * sequences + use.ubatch))
 
 
 def repack_bytes(header: Header, flags: Collection[str]) -> int:

@@ -32,7 +32,7 @@ def fit(
     settings = config.load()
     header, _ = verb.find_header(ModelRef.parse(ref), Store(settings.store), settings)
     machine, amx = hardware.look(settings.env), verb.server_uses_amx(settings)
-    verdict = verb.judge(header, machine, ctx, kv_type=kv, parallel=parallel, amx=amx)
+    verdict = verb.judge(header, machine, ctx, verb.How(kv_type=kv, parallel=parallel, amx=amx))
     show.emit(verdict, as_json=json_, render=_show)
     if verdict.fits is False:
         raise typer.Exit(4)

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from miyabi_llm.gguf import Header
 from miyabi_llm.hardware import Gpu, Hardware
-from miyabi_llm.memory import MIB, estimate
+from miyabi_llm.memory import MIB, Use, estimate
 from miyabi_llm.tools.program import Program, Ran, Unusable
 from miyabi_llm.types import Finding, Level, counted
 
@@ -173,7 +173,7 @@ def default_model(ref: str, header: Header | None, hardware: Hardware | None) ->
     if hardware is None or not hardware.ram_total:
         return Finding("default model", "ok", f"{ref} is here")
     ctx = min(PLANNED_CTX, header.context_length or PLANNED_CTX)
-    needed = estimate(header, ctx, repack=hardware.cpu_flags).total
+    needed = estimate(header, ctx, Use(repack=hardware.cpu_flags)).total
     free = hardware.ram_available - MARGIN
     data = {"needed": needed, "available": free, "ctx": ctx}
     text = f"{ref} needs {_gib(needed)} at {ctx} tokens, {_gib(free)} may be used"

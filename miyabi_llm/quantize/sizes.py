@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from miyabi_llm.errors import BadUsage, MiyabiError
 from miyabi_llm.gguf import Header, TensorInfo
-from miyabi_llm.memory import estimate
+from miyabi_llm.memory import Use, estimate
 from miyabi_llm.quantize.choose import OFFERED
 from miyabi_llm.quantize.values import Planned
 from miyabi_llm.tools.quantize_output import DryRun
@@ -32,7 +32,7 @@ def planned(header: Header, dry: DryRun, kind: str, ctx: int, flags: Collection[
     future = after(header, dry)
     if abs(future.weight_bytes / 1048576 - dry.mib) > AGREE:
         raise MiyabiError(f"the sizes of {kind} do not add up: {future.weight_bytes / 1048576:.2f} MiB, said {dry.mib}")
-    memory = estimate(future, ctx, repack=flags)
+    memory = estimate(future, ctx, Use(repack=frozenset(flags)))
     return Planned(
         type=kind,
         weights=future.weight_bytes,
