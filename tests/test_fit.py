@@ -16,7 +16,7 @@ from miyabi_llm.hardware import Gpu, Hardware
 from miyabi_llm.refs import ModelRef
 from miyabi_llm.types import Artifact, StoredFile
 from tests.ggufs import tiny
-from tests.headers import qwen
+from tests.headers import gemma, qwen
 
 MIB = 1 << 20
 AVX2 = frozenset({"avx2", "fma", "f16c"})
