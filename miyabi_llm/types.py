@@ -206,8 +206,10 @@ class LaunchPlan:
     """What a backend would run, and how to tell that it is up. `argv` None means: attach to a running server.
 
     `env` is added to an allow-listed environment; its secret values are `Secret`s. `files` are written, 0600, right
-    before the start. `handover` is a model the server is given once it answers on its health path: for servers that
-    are not started with one. `smaller` is what to try, once, when the memory runs out: nobody asked for this context.
+    before the start; `links` are second names (new -> there) made then, so that no byte is copied. `wake` are commands
+    run to their end when nobody answers: they bring up a server that is a daemon of its own and goes on after us.
+    `handover` is a model the server is given once it answers on its health path: for servers that are not started with
+    one. `smaller` is what to try, once, when the memory runs out: nobody asked for this context.
     """
 
     backend: str
@@ -219,6 +221,8 @@ class LaunchPlan:
     memory: MemoryEstimate | None = None
     notes: tuple[str, ...] = ()
     files: Mapping[Path, str] = field(default_factory=dict)
+    links: Mapping[Path, Path] = field(default_factory=dict)
+    wake: tuple[tuple[str, ...], ...] = ()
     handover: ServeSpec | None = None
     smaller: LaunchPlan | None = None
 

@@ -131,7 +131,10 @@ def _attached(plan: LaunchPlan, *, as_json: bool) -> None:
     with progress.shown(as_json=as_json) as on_event:
         endpoint = verb.attach(plan, on_event)
     show.emit(endpoint, as_json=as_json, render=show_endpoint)
-    show.note(f"{plan.backend} was running already and goes on; --port N starts one of our own")
+    if plan.wake:
+        show.note(f"{plan.backend} is a daemon of its own: it goes on, and `miyabi-llm stop` does not end it")
+    else:
+        show.note(f"{plan.backend} was running already and goes on; --port N starts one of our own")
 
 
 def _detached(plan: LaunchPlan, settings: Settings, artifact: Artifact, name: str | None, *, as_json: bool) -> None:
@@ -152,7 +155,10 @@ def _show_plan(plan: LaunchPlan) -> None:
     import shlex
 
     if plan.argv is None:
-        print(f"# nothing to start: {plan.backend} answers on {plan.endpoint.base_url}")
+        for words in plan.wake:
+            print(shlex.join(words))
+        if not plan.wake:
+            print(f"# nothing to start: {plan.backend} answers on {plan.endpoint.base_url}")
         return
     secrets = [f"{name}={value}" for name, value in plan.env.items()]
     print(" ".join([*secrets, shlex.join(plan.argv)]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from miyabi_llm import backends
 from miyabi_llm.errors import ServerFailed
+from miyabi_llm.serve.prepare import wake
 from miyabi_llm.serve.probe import Probe
 from miyabi_llm.serve.values import Limits
 from miyabi_llm.types import Endpoint, Event, LaunchPlan, OnEvent, silent
@@ -27,6 +28,8 @@ def attach(plan: LaunchPlan, on_event: OnEvent = silent, *, limits: Limits = DEF
     """
     endpoint = plan.endpoint
     with Probe(plan) as probe:
+        if plan.wake and not probe.healthy():
+            wake(plan, on_event)
         if not probe.healthy():
             raise ServerFailed(
                 f"no {plan.backend} answers on {endpoint.base_url}", hint="Start it, or leave out --backend."

@@ -12,8 +12,8 @@ from pathlib import Path
 from miyabi_llm.errors import MachineLimit, MiyabiError, ServerFailed
 from miyabi_llm.proc import Child, launch, ports
 from miyabi_llm.serve.failure import explain
+from miyabi_llm.serve.prepare import lay_out
 from miyabi_llm.serve.ready import Stopped, port_of, wait_ready
-from miyabi_llm.serve.state import write_private
 from miyabi_llm.serve.values import Limits, State
 from miyabi_llm.types import Event, LaunchPlan, OnEvent, counted
 
@@ -121,9 +121,7 @@ class Supervisor:
             if self._stopping.is_set():
                 raise Stopped(f"{self._plan.endpoint.model}: stopped before it was started")
             assert self._plan.argv is not None
-            for path, text in self._plan.files.items():
-                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                write_private(path, text.encode())
+            lay_out(self._plan)
             child = launch(self._plan.argv, self._env, self._plan.env, self._log, limit=self._limits.log_bytes)
             self._child = child
         self._say(state=state, nonce=child.nonce)
