@@ -86,6 +86,15 @@ def look(env: Mapping[str, str] | None = None) -> Hardware:
     )
 
 
+def available() -> int | None:
+    """Bytes of memory this process could still take, the container's limit counted; None when it cannot be told."""
+    _, _, total, free, _ = _counts()
+    if not total:
+        return None
+    limit, used = memory_limit()
+    return free if limit is None or limit >= total else min(free, limit - (used or 0))
+
+
 def usable_cores(logical: int, physical: int, allowed: int | None, quota: float | None) -> int:
     """Physical cores this process may use, at least 1. Pure.
 

@@ -202,6 +202,18 @@ class ServeSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Expect:
+    """What a person may count on once the server runs; what it falls short of is an alarm.
+
+    `gpus` of this machine, `cores` this process may use, and whether the model has a chat template (None: unknown).
+    """
+
+    gpus: int = 0
+    cores: int | None = None
+    chat_template: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class LaunchPlan:
     """What a backend would run, and how to tell that it is up. `argv` None means: attach to a running server.
 
@@ -225,6 +237,7 @@ class LaunchPlan:
     wake: tuple[tuple[str, ...], ...] = ()
     handover: ServeSpec | None = None
     smaller: LaunchPlan | None = None
+    expect: Expect = field(default_factory=Expect)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,19 +25,25 @@ RANKS: dict[str, int] = {
     "miyabi_llm.client": 1,
     "miyabi_llm.store": 1,
     "miyabi_llm.hardware": 1,
+    "miyabi_llm.calibration": 1,
     "miyabi_llm.sources": 1,
     "miyabi_llm.backends": 1,
     "miyabi_llm.tools": 1,
+    "miyabi_llm.embedded": 1,
     "miyabi_llm.data": 1,
     "miyabi_llm.pull": 2,
     "miyabi_llm.outdated": 2,
     "miyabi_llm.serve": 2,
     "miyabi_llm.chat": 2,
+    "miyabi_llm.batch": 2,
     "miyabi_llm.fit": 2,
     "miyabi_llm.doctor": 2,
     "miyabi_llm.bundle": 2,
     "miyabi_llm.describe": 2,
     "miyabi_llm.quantize": 2,
+    "miyabi_llm.bench": 2,
+    "miyabi_llm.connect": 2,
+    "miyabi_llm.generate": 2,
     "miyabi_llm.cli": 3,
     "miyabi_llm.__main__": 3,
 }
@@ -132,7 +138,7 @@ def test_lower_ranks_neither_print_nor_exit_nor_read_the_environment() -> None:
 
 
 # Scripts that run as children of their own, not as modules of the house.
-ALLOWED_SCRIPTS = {"shim.py"}
+ALLOWED_SCRIPTS = {"shim.py", "child.py"}
 
 
 def test_rank_zero_is_standard_library_only() -> None:

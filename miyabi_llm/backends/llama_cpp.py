@@ -132,6 +132,8 @@ def _arguments(spec: ServeSpec, ctx: int, program: Program) -> Iterator[str]:
         yield from ("--lora", ",".join(str(a.path) for a in spec.adapters))
     if spec.keep_s and program.has("--sleep-idle-seconds"):
         yield from ("--sleep-idle-seconds", str(max(1, round(spec.keep_s))))
+    if program.has("--log-verbosity"):  # 4: what it allocates and where; prompts are not logged below 5
+        yield from ("--log-verbosity", "4")
     if program.has("--cache-ram"):
         yield from ("--cache-ram", str(DEFAULT_CACHE_RAM if spec.cache_ram is None else spec.cache_ram))
     if program.has("--jinja"):

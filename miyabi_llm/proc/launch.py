@@ -99,6 +99,17 @@ class Child:
             return logs.tail(self.log, min(logs.TAIL, size - self._start[1])) if size > self._start[1] else ""
         return logs.tail(self.log)
 
+    def beginning(self, most: int = 1 << 18) -> str:
+        """The first `most` bytes this launch wrote, as text; what the log was turned over for is gone."""
+        inode, _ = logs.size(self.log)
+        at = self._start[1] if inode == self._start[0] else 0
+        try:
+            with self.log.open("rb") as file:
+                file.seek(at)
+                return logs.clean(file.read(most))
+        except OSError:
+            return ""
+
     def cpu_seconds(self) -> float:
         """Processor time the server and its descendants have used so far."""
         import psutil

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from miyabi_llm import backends
 from miyabi_llm.errors import ServerFailed
+from miyabi_llm.serve.check import check_running
 from miyabi_llm.serve.prepare import wake
 from miyabi_llm.serve.probe import Probe
 from miyabi_llm.serve.values import Limits
@@ -41,5 +42,6 @@ def attach(plan: LaunchPlan, on_event: OnEvent = silent, *, limits: Limits = DEF
         outcome, why = probe.token(limits.first_token_s)
         if outcome != "ok" and not (outcome == "refused" and "with 501" in why):  # 501: embeddings only
             raise ServerFailed(f"{endpoint.model}: {plan.backend} is up but does not answer: {why or outcome}")
+    check_running(plan, on_event)
     on_event(Event("phase", "attached", f"{plan.backend} on {endpoint.base_url}"))
     return endpoint

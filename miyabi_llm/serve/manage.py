@@ -44,6 +44,8 @@ def info(folder: RunDir, record: Record) -> ServerInfo:
         ctx=record.ctx,
         restarts=record.restarts,
         error=record.error if alive else record.error or LOST,
+        fit=record.fit,
+        alarms=record.alarms,
     )
 
 

@@ -110,6 +110,23 @@ class Probe:
             return "busy" if busy else "idle", reply.body
         return "silent" if reply.status == -1 else "unknown", b""
 
+    def contexts(self) -> list[int]:
+        """Tokens of context of each slot; empty when the server does not say."""
+        reply = self._ask("GET", "/slots", headers=self._key)
+        rows = reply.json() if reply.status == 200 else None
+        sizes = [r.get("n_ctx") for r in rows if isinstance(r, dict)] if isinstance(rows, list) else []
+        return [n for n in sizes if isinstance(n, int) and n > 0]
+
+    def repeated(self, prompt: str, timeout: float) -> tuple[int, int] | None:
+        """Send a prompt for one token: (tokens from the cache, tokens computed); None without an answer that says."""
+        body = {"model": self._model, "prompt": prompt, "max_tokens": 1, "temperature": 0, "stream": False}
+        answer = self._ask("POST", "/v1/completions", body, timeout=timeout).json()
+        timings = answer.get("timings") if isinstance(answer, dict) else None
+        if not isinstance(timings, dict):
+            return None
+        cached, computed = timings.get("cache_n"), timings.get("prompt_n")
+        return (cached, computed) if isinstance(cached, int) and isinstance(computed, int) else None
+
     def _ask(
         self,
         method: str,

@@ -44,6 +44,7 @@ def running(
     name = f"{name_for(plan.endpoint.model)[:40]}.{os.getpid()}.{next(_COUNT)}"
     with _guarded(plan, settings, on_event, Job("temporary", name, artifact, limits)) as supervisor:
         supervisor.start()
+        supervisor.check(settings, asks=False)
         yield plan.endpoint
 
 
@@ -83,6 +84,8 @@ def _guarded(plan: LaunchPlan, settings: Settings, on_event: OnEvent, job: Job) 
             nonlocal record
             record = replace(record, state=s.state, pid=s.pid, nonce=s.nonce, restarts=s.restarts, error=s.error)
             record = replace(record, ctx=s.ctx or record.ctx)
+            if s.checked is not None:
+                record = replace(record, fit=s.checked.fit, alarms=s.checked.alarms)
             try:
                 folder.write(record)
             except OSError as e:  # a full disk must not end a server that works
@@ -125,6 +128,7 @@ def supervise(plan: LaunchPlan, settings: Settings, on_event: OnEvent, job: Job)
             took = supervisor.start()
         except Stopped:
             return
+        supervisor.check(settings, asks=True)
         endpoint = plan.endpoint
         if endpoint.key:
             endpoint = replace(endpoint, key_file=RunDir(settings.run).key(job.name))

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -25,7 +25,10 @@ _LIMIT = 1 << 20  # bytes of a state file
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What one state file says. `nonce` marks the processes of the current launch, `supervisor` guards them."""
+    """What one state file says. `nonce` marks the processes of the current launch, `supervisor` guards them.
+
+    `fit` is the estimate of its memory beside what was measured when it was ready, in bytes; `alarms` what was wrong.
+    """
 
     name: str
     ref: str
@@ -45,6 +48,8 @@ class Record:
     nonce: str = ""
     restarts: int = 0
     error: str | None = None
+    fit: Mapping[str, Any] | None = None
+    alarms: tuple[str, ...] = ()
 
     @property
     def alive(self) -> bool:
@@ -200,7 +205,8 @@ def _parse(body: dict[str, Any]) -> Record:
         raise ValueError("another version's file")
     who = body.pop("supervisor")
     body["supervisor"] = Identity(int(who["pid"]), int(who["start"]), str(who["boot"]))
-    body["sha256"], body["dialects"] = tuple(body["sha256"]), tuple(body["dialects"])
+    for key in ("sha256", "dialects", "alarms"):
+        body[key] = tuple(body.get(key, ()))
     if not {f.name for f in fields(Record)} >= set(body) or not isinstance(body["nonce"], str):
         raise ValueError("not a state file")
     return Record(**body)

@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from miyabi_llm.config import Settings
 from miyabi_llm.errors import MachineLimit, MiyabiError, ServerFailed
 from miyabi_llm.proc import Child, launch, ports
+from miyabi_llm.serve.check import Checked, check
 from miyabi_llm.serve.failure import explain
 from miyabi_llm.serve.prepare import lay_out
 from miyabi_llm.serve.ready import Stopped, port_of, wait_ready
@@ -29,6 +31,7 @@ class Status:
     nonce: str = ""
     restarts: int = 0
     error: str | None = None
+    checked: Checked | None = None
     ctx: int | None = None
 
 
@@ -69,6 +72,13 @@ class Supervisor:
         self._thread = threading.Thread(target=self._watch, name=f"watch {self._plan.endpoint.model}", daemon=True)
         self._thread.start()
         return took
+
+    def check(self, settings: Settings, *, asks: bool) -> None:
+        """Measure the server that is ready and raise its alarms; with `asks`, send it a short prompt twice."""
+        with self._lock:
+            child = self._child
+        if child is not None and not self._stopping.is_set():
+            self._say(checked=check(self._plan, child, settings, self._on_event, asks=asks))
 
     def stop(self, grace: float | None = None) -> None:
         """End the server and all it started, after at most `grace` seconds; returns when they are gone."""

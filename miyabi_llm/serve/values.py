@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from miyabi_llm.types import Endpoint
 
@@ -40,6 +41,8 @@ class ServerInfo:
     """A server we started. `memory` is what its processes have resident, in bytes; `started` is UTC, ISO 8601.
 
     `pid` is the server's, `supervisor` the process that guards it. `restarts` counts its deaths since `started`.
+    `fit` is the estimate of its memory beside what was measured when it was ready, in bytes (None: not compared);
+    `alarms` what was wrong then.
     """
 
     name: str
@@ -57,6 +60,8 @@ class ServerInfo:
     ctx: int | None = None
     restarts: int = 0
     error: str | None = None
+    fit: Mapping[str, Any] | None = None
+    alarms: tuple[str, ...] = ()
 
     @property
     def detached(self) -> bool:
