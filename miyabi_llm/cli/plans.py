@@ -12,6 +12,8 @@ from miyabi_llm.types import Adapter, Secret, ServeSpec
 
 if TYPE_CHECKING:
     from miyabi_llm.config import Settings
+    from miyabi_llm.fit import How
+    from miyabi_llm.hardware import Hardware
     from miyabi_llm.store import Store
     from miyabi_llm.types import Artifact, LaunchPlan
 
@@ -42,14 +44,15 @@ def make(artifact: Artifact, store: Store, settings: Settings, wanted: Wanted) -
 
     Raises BadUsage (a host others can reach, without a key), BackendMissing, MachineLimit, PortTaken.
     """
-    from miyabi_llm import backends, hardware, serve
+    from miyabi_llm import backends, fit, hardware, serve
     from miyabi_llm.proc import ports
 
     serve.check_exposure(wanted.host, wanted.key)
     choice = backends.choose(artifact, wanted.backend, settings, nodes=wanted.nodes)
     files = store.files(artifact)
     machine = hardware.look(settings.env)
-    ctx, notes = _context(files, machine, wanted.ctx)
+    how = fit.how_here(settings, choice.backend.name, wanted.kv_type)
+    ctx, notes = _context(files, machine, wanted.ctx, how)
     if wanted.port is None:
         port = ports.free(wanted.host)
     else:
@@ -82,8 +85,8 @@ def make(artifact: Artifact, store: Store, settings: Settings, wanted: Wanted) -
     if wanted.backend in (None, "auto"):
         notes = (f"backend {choice.backend.name}: {choice.reason}", *notes)
     if wanted.extra and plan.ctx is not None and plan.ctx != ctx:  # the person's own words come last, and win
-        _, notes = _context(files, machine, plan.ctx, given=True)
-    return replace(plan, notes=(*plan.notes, *notes))
+        _, notes = _context(files, machine, plan.ctx, how, given=True)
+    return fit.expected(replace(plan, notes=(*plan.notes, *notes)), files, machine, settings)
 
 
 def adapter(text: str) -> Adapter:
@@ -104,18 +107,16 @@ def alias(artifact: Artifact) -> str:
 
 
 def _context(
-    files: Mapping[str, Path], machine: object, asked: int | None, *, given: bool = False
+    files: Mapping[str, Path], machine: Hardware, asked: int | None, how: How, *, given: bool = False
 ) -> tuple[int | None, tuple[str, ...]]:
     """The context to serve with, in tokens, and what to say about it.
 
     Raises MachineLimit when what was asked for can never fit, unless it was `given` to the program itself.
     """
     from miyabi_llm import fit
-    from miyabi_llm.hardware import Hardware
 
-    assert isinstance(machine, Hardware)
     try:
-        verdict = fit.judge(fit.read_header(files), machine, asked)
+        verdict = fit.judge(fit.read_header(files), machine, asked, how)
     except MiyabiError:
         return asked, ()  # no GGUF, or a header we cannot read: the backend decides, and says so if it cannot either
     limit, most = verdict.facts.context_length, verdict.largest_ctx

@@ -13,14 +13,6 @@ from miyabi_llm.refs import ModelRef
 from miyabi_llm.shards import join, own
 from miyabi_llm.sources import peek
 from miyabi_llm.store import Store
-from miyabi_llm.tools import installed
-
-
-def server_uses_amx(settings: Settings) -> bool:
-    """False when the llama.cpp we built here leaves AMX out (compilers that get it wrong on this processor)."""
-    newest = next(iter(installed.all_of(settings)), None)
-    flags = newest.source.get("flags", ()) if newest is not None else ()
-    return not any("-mno-amx" in str(flag) for flag in flags)
 
 
 def read_header(paths: Mapping[str, Path]) -> Header:

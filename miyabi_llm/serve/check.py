@@ -13,7 +13,7 @@ from miyabi_llm.config import Settings
 from miyabi_llm.errors import MiyabiError
 from miyabi_llm.proc import Child
 from miyabi_llm.serve.alarms import Said, Seen, alarms, read_llama, read_vllm
-from miyabi_llm.serve.measured import MIB, Buffers, Comparison, buffers, compare, resident
+from miyabi_llm.serve.measured import MIB, Comparison, buffers, compare, resident
 from miyabi_llm.types import Event, Finding, LaunchPlan, OnEvent
 
 LLAMA: Final = ("llama-cpp",)  # whose logs are llama-server's
@@ -41,7 +41,10 @@ def check(plan: LaunchPlan, child: Child, settings: Settings, on_event: OnEvent,
     seen = resident(pids)
     found = compare(plan.memory, told, seen) if plan.memory is not None else None
     if found is not None:
-        _tell(plan, found, told, settings, on_event)
+        text = f"estimated {_size(found.estimated)}, measured {_size(found.measured)} ({found.error:+.1%})"
+        on_event(Event("phase" if asks else "log", "memory", text, data=_plain(found) or {}))
+        if found.program is not None and told is not None and not told.gpu:
+            calibration.remember(settings, plan.backend, found.program)
     said = read_llama(log) if plan.backend in LLAMA else read_vllm(log) if plan.backend == "vllm" else Said()
     state = _state(plan)
     facts = Seen(
@@ -87,13 +90,6 @@ def check_running(plan: LaunchPlan, on_event: OnEvent) -> None:
 def _raise(findings: Iterable[Finding], on_event: OnEvent) -> None:
     for f in findings:
         on_event(Event("warning", f.name, f"{f.message}\n{f.fix}" if f.fix else f.message))
-
-
-def _tell(plan: LaunchPlan, found: Comparison, told: Buffers | None, settings: Settings, on_event: OnEvent) -> None:
-    text = f"estimated {_size(found.estimated)}, measured {_size(found.measured)} ({found.error:+.1%})"
-    on_event(Event("log", "memory", text, data=_plain(found) or {}))
-    if found.program is not None and told is not None and not told.gpu:
-        calibration.remember(settings, plan.backend, found.program)
 
 
 def _plain(found: Comparison | None) -> Mapping[str, Any] | None:
