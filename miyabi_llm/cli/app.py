@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ps": ("servers", "List running servers."),
     "logs": ("servers", "Show a server's log."),
     "stop": ("servers", "Stop a server."),
+    "connect": ("connect", "Point a client program at a running server."),
     "run": ("run", "Ask a model once, or chat with it."),
     "fit": ("fit", "Say whether a model fits this machine, and how."),
     "quantize": ("quantize", "Quantize a model, measure the loss, and keep the best that fits."),

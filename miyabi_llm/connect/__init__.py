@@ -1,0 +1,17 @@
+"""Point a client program at a running server: what to set where, printed, or merged into the client's own file."""
+
+from miyabi_llm.connect.clients import CLIENTS, connection
+from miyabi_llm.connect.merge import apply, preview
+from miyabi_llm.connect.values import Connection, FileSettings, KeySource, Target, Written
+
+__all__ = [
+    "CLIENTS",
+    "Connection",
+    "FileSettings",
+    "KeySource",
+    "Target",
+    "Written",
+    "apply",
+    "connection",
+    "preview",
+]
