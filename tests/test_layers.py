@@ -138,7 +138,7 @@ def test_lower_ranks_neither_print_nor_exit_nor_read_the_environment() -> None:
 
 
 # Scripts that run as children of their own, not as modules of the house.
-ALLOWED_SCRIPTS = {"shim.py", "child.py"}
+ALLOWED_SCRIPTS = {"shim.py", "mock.py", "child.py"}
 
 
 def test_rank_zero_is_standard_library_only() -> None:
