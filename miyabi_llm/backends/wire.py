@@ -106,8 +106,8 @@ def parse(body: bytes) -> Any:
 
 
 def words_of(answer: Any) -> str:
-    """What an error answer says: `{"error": "…"}` or `{"error": {"message": "…"}}`; empty when nothing. Pure."""
-    error = answer.get("error") if isinstance(answer, dict) else None
+    """What an error answer says: `{"error": "…"}`, `{"error": {"message": "…"}}` or `{"message": "…"}`. Pure."""
+    error = answer.get("error", answer.get("message")) if isinstance(answer, dict) else None
     if isinstance(error, dict):
         error = error.get("message")
     return error if isinstance(error, str) else ""
