@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "stop": ("servers", "Stop a server."),
     "connect": ("connect", "Point a client program at a running server."),
     "run": ("run", "Ask a model once, or chat with it."),
+    "batch": ("batch", "Ask a file of requests, and write a file of answers."),
     "fit": ("fit", "Say whether a model fits this machine, and how."),
     "quantize": ("quantize", "Quantize a model, measure the loss, and keep the best that fits."),
     "backend": ("backend", "Install and list the programs that run models."),
