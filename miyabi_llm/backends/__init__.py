@@ -31,9 +31,15 @@ def _llama_cpp() -> Backend:
     return LlamaCpp()
 
 
+def _embedded() -> Backend:
+    from miyabi_llm.backends.embedded import Embedded
+
+    return Embedded()
+
+
 # In the order of preference: llama-cpp, vllm, ollama, lm-studio, localai, embedded.
 # The value makes the backend: `list` and `--help` must not import what they do not use.
-_OWN: dict[str, Callable[[], Backend]] = {"llama-cpp": _llama_cpp}
+_OWN: dict[str, Callable[[], Backend]] = {"llama-cpp": _llama_cpp, "embedded": _embedded}
 
 
 def table() -> dict[str, Backend]:
