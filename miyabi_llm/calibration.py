@@ -56,17 +56,21 @@ def remember(settings: Settings, backend: str, measured: int) -> bool:
     return True
 
 
-def cpu_flags(settings: Settings, machine: hardware.Hardware) -> frozenset[str]:
-    """The processor's abilities that our llama-server uses: those for AMX only if it was built with them."""
-    if server_uses_amx(settings):
-        return machine.cpu_flags
-    return frozenset(flag for flag in machine.cpu_flags if not flag.startswith("amx"))
+def cpu_flags(machine: hardware.Hardware, *, amx: bool) -> frozenset[str]:
+    """The processor's abilities that llama-server uses: those for AMX only if it was built with them. Pure."""
+    return machine.cpu_flags if amx else frozenset(f for f in machine.cpu_flags if not f.startswith("amx"))
 
 
-def server_uses_amx(settings: Settings) -> bool:
-    """False when the llama.cpp we built here leaves AMX out (compilers that get it wrong on this processor)."""
-    newest = next(iter(installed.all_of(settings)), None)
-    flags = newest.source.get("flags", ()) if newest is not None else ()
+def server_uses_amx(settings: Settings, program: Path | None = None) -> bool:
+    """False when the llama.cpp we built leaves AMX out (compilers that get it wrong on this processor).
+
+    `program` is the llama-server that is meant, None for the newest one we installed.
+    """
+    if program is not None:
+        found = next((kept for f in program.parents if (kept := installed.read(f)) is not None), None)
+    else:
+        found = next(iter(installed.all_of(settings)), None)
+    flags = found.source.get("flags", ()) if found is not None else ()
     return not any("-mno-amx" in str(flag) for flag in flags)
 
 

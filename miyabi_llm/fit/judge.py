@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from miyabi_llm.calibration import cpu_flags
 from miyabi_llm.errors import BadUsage
 from miyabi_llm.fit.layers import GPU_MARGIN, gpu_layers
 from miyabi_llm.fit.values import Device, Facts, Fit, GpuLayers, How, Quant
@@ -48,7 +49,7 @@ def judge(header: Header, hardware: Hardware, ctx: int | None = None, how: How |
     """
     how = how or How()
     ctx = _checked(header, ctx, how)
-    flags = hardware.cpu_flags if how.amx else frozenset(f for f in hardware.cpu_flags if not f.startswith("amx"))
+    flags = cpu_flags(hardware, amx=how.amx)
     slots, prompts = PER_BACKEND[how.backend]
     parallel = slots if how.parallel is None else how.parallel
     on_cpu = Use(how.kv_type, parallel, flags, runtime=how.runtime)

@@ -49,7 +49,8 @@ def expected(plan: LaunchPlan, files: Mapping[str, Path], machine: Hardware, set
 def _estimate(plan: LaunchPlan, header: Header, machine: Hardware, settings: Settings) -> MemoryEstimate:
     assert plan.argv is not None
     how = how_here(settings, plan.backend)
-    use = used(plan.argv, calibration.cpu_flags(settings, machine))
+    amx = calibration.server_uses_amx(settings, Path(plan.argv[0]))
+    use = used(plan.argv, calibration.cpu_flags(machine, amx=amx))
     if judge(header, machine, plan.ctx, replace(how, kv_type=use.kv_type)).device == "gpu":
         use = replace(use, repack=frozenset())
     return estimate(header, plan.ctx or 0, replace(use, runtime=how.runtime))
