@@ -108,6 +108,50 @@ class Source(Protocol):
         """Told each result once; nobody else keeps it. Keep it short."""
 
 
+Provenance = Literal["chunks", "usage per chunk", "server timings", "usage", "tokenize", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One call, read: what came when, and how many tokens it was. Times in nanoseconds of `time.perf_counter_ns`.
+
+    `first_ns` is the first piece with text, `reasoning_ns` the first with reasoning (0 when there was none), `last_ns`
+    the last with either; pieces with a role only do not count. `times_ns` are all of them. `output_tokens` come from
+    `provenance`; `first_tokens` of them arrived in the first piece, where that can be told, else 1. The server's own
+    milliseconds are None where it does not tell. `error` is empty when the answer is whole, `text` is then all of it.
+    """
+
+    target: int
+    item: int
+    turn: int
+    stream: int
+    intended_ns: int
+    sent_ns: int
+    end_ns: int
+    error: str = ""
+    detail: str = ""
+    status: int = 200
+    first_ns: int = 0
+    reasoning_ns: int = 0
+    last_ns: int = 0
+    times_ns: tuple[int, ...] = ()
+    text: str = ""
+    finish: str = ""
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    output_tokens: int | None = None
+    first_tokens: int = 1
+    provenance: Provenance = "none"
+    server_prompt_ms: float | None = None
+    server_output_ms: float | None = None
+    server_load_ms: float | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the answer is whole."""
+        return not self.error
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
     """How calls are sent.
