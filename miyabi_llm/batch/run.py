@@ -118,8 +118,7 @@ def run(
     begun = time.monotonic()
     work.state = state.bind(work.job.target, work.state, model)
     if work.left:
-        found = _slots(endpoint)
-        many = limits.concurrency or found or SLOTS
+        many = _at_once(endpoint, limits)
         asked = model or "the models that the rows name"
         text = f"{counted(work.left, 'row')} of {work.input.count:,} to {asked}, {many} at once"
         on_event(Event("phase", "batch", text))
@@ -155,8 +154,8 @@ def finish(work: Work, *, seconds: float = 0.0, on_event: OnEvent = silent) -> S
     )
 
 
-def _slots(endpoint: Endpoint) -> int | None:
-    """How many requests the server works on at once, where it says so. Raises when it cannot be reached."""
+def _at_once(endpoint: Endpoint, limits: Limits) -> int:
+    """How many requests at once: as asked, else as many as the server works on. Raises when it cannot be reached."""
     import httpx
 
     from miyabi_llm.client import Client
@@ -170,8 +169,10 @@ def _slots(endpoint: Endpoint) -> int | None:
         except MiyabiError as e:
             if isinstance(e.__cause__, httpx.HTTPError):  # nobody answers; else it has no such page, or loads a model
                 raise
+        if limits.concurrency is not None:
+            return limits.concurrency
         slots = client.props().get("total_slots")
-    return slots if isinstance(slots, int) and slots > 0 else None
+    return slots if isinstance(slots, int) and slots > 0 else SLOTS
 
 
 class _Run:
