@@ -41,6 +41,7 @@ RANKS: dict[str, int] = {
     "miyabi_llm.bundle": 2,
     "miyabi_llm.describe": 2,
     "miyabi_llm.quantize": 2,
+    "miyabi_llm.convert": 2,
     "miyabi_llm.bench": 2,
     "miyabi_llm.connect": 2,
     "miyabi_llm.generate": 2,
@@ -138,7 +139,7 @@ def test_lower_ranks_neither_print_nor_exit_nor_read_the_environment() -> None:
 
 
 # Scripts that run as children of their own, not as modules of the house.
-ALLOWED_SCRIPTS = {"shim.py", "mock.py", "child.py"}
+ALLOWED_SCRIPTS = {"shim.py", "mock.py", "child.py", "vllm_guard.py"}
 
 
 def test_rank_zero_is_standard_library_only() -> None:

@@ -31,6 +31,12 @@ def _llama_cpp() -> Backend:
     return LlamaCpp()
 
 
+def _vllm() -> Backend:
+    from miyabi_llm.backends.vllm import Vllm
+
+    return Vllm()
+
+
 def _embedded() -> Backend:
     from miyabi_llm.backends.embedded import Embedded
 
@@ -39,7 +45,7 @@ def _embedded() -> Backend:
 
 # In the order of preference: llama-cpp, vllm, ollama, lm-studio, localai, embedded.
 # The value makes the backend: `list` and `--help` must not import what they do not use.
-_OWN: dict[str, Callable[[], Backend]] = {"llama-cpp": _llama_cpp, "embedded": _embedded}
+_OWN: dict[str, Callable[[], Backend]] = {"llama-cpp": _llama_cpp, "vllm": _vllm, "embedded": _embedded}
 
 
 def table() -> dict[str, Backend]:

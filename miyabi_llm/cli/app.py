@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "batch": ("batch", "Ask a file of requests, and write a file of answers."),
     "fit": ("fit", "Say whether a model fits this machine, and how."),
     "quantize": ("quantize", "Quantize a model, measure the loss, and keep the best that fits."),
+    "convert": ("convert", "Make a copy of a GGUF model in safetensors, for vLLM and for training."),
     "backend": ("backend", "Install and list the programs that run models."),
     "doctor": ("doctor", "Judge this machine and say what to type."),
 }

@@ -104,6 +104,9 @@ class Probe:
     def slots(self, timeout: float) -> tuple[Literal["busy", "idle", "silent", "unknown"], bytes]:
         """What the server says about its requests in progress; the bytes change whenever one moves on."""
         reply = self._ask("GET", "/slots", headers=self._key, timeout=timeout)
+        if reply.status == 404:
+            reply = self._ask("GET", "/metrics", headers=self._key, timeout=timeout)
+            return counters(reply)
         rows = reply.json() if reply.status == 200 else None
         if isinstance(rows, list) and rows and all(isinstance(r, dict) for r in rows):
             busy = any(r.get("is_processing") for r in rows)
@@ -154,3 +157,19 @@ class Probe:
             return Reply(-1)
         except httpx.HTTPError:
             return Reply(0)
+
+
+# Of vLLM, which has no slots but counts: what runs, what waits, and the tokens read and written so far.
+_WORK = (b"vllm:num_requests_running{", b"vllm:num_requests_waiting{")
+_TOKENS = (b"vllm:prompt_tokens_total{", b"vllm:generation_tokens_total{")
+
+
+def counters(reply: Reply) -> tuple[Literal["busy", "idle", "silent", "unknown"], bytes]:
+    """Requests in progress by an answer of `/metrics`; the bytes change whenever a token comes. Pure."""
+    lines = reply.body.splitlines() if reply.status == 200 else []
+    work = [line for line in lines if line.startswith(_WORK)]
+    if not work:
+        return "silent" if reply.status == -1 else "unknown", b""
+    busy = any(line.rpartition(b" ")[2] not in (b"0", b"0.0") for line in work)
+    shown = b"\n".join((*work, *(line for line in lines if line.startswith(_TOKENS))))
+    return "busy" if busy else "idle", shown

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-How = Literal["path", "release", "build"]
+How = Literal["path", "release", "build", "environment"]
 
 TIMEOUT = 3.0  # seconds a program may take to say its version
 OUTPUT = 1 << 20  # bytes of its answer that are kept; the rest is not read
