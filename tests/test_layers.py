@@ -19,6 +19,7 @@ RANKS: dict[str, int] = {
     "miyabi_llm.memory": 0,
     "miyabi_llm.shards": 0,
     "miyabi_llm.safetensors": 0,
+    "miyabi_llm.paged": 0,
     "miyabi_llm.config": 1,
     "miyabi_llm.catalog": 1,
     "miyabi_llm.proc": 1,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import typer
+
+from miyabi_llm.cli.sizes import memory
 
 if TYPE_CHECKING:
     from miyabi_llm.fit import Fit
@@ -18,8 +21,14 @@ def fit(
         help="A model in the store, a file, or a name; of one that is not here the header is fetched."
     ),
     ctx: int | None = typer.Option(None, "--ctx", metavar="TOKENS", help="Context to plan for (default: 8192)."),
+    backend: str | None = typer.Option(
+        None, "--backend", metavar="NAME", help="The program that would serve it (see `backend list`)."
+    ),
     kv: str = typer.Option("f16", "--kv", metavar="TYPE", help="Type of the cache: f16, q8_0, q4_0."),
-    parallel: int | None = typer.Option(None, "--parallel", help="Requests at a time, each with its part."),
+    parallel: int | None = typer.Option(None, "--parallel", min=1, help="Requests at a time, each with its part."),
+    target: str | None = typer.Option(
+        None, "--target-memory", metavar="SIZE", help="Judge a machine of 16GiB, say, instead of this one."
+    ),
     json_: bool = typer.Option(False, "--json", help="Print one JSON document."),
 ) -> None:
     """Say whether a model fits this machine, and how."""
@@ -29,10 +38,13 @@ def fit(
     from miyabi_llm.refs import ModelRef
     from miyabi_llm.store import Store
 
-    settings = config.load()
-    header, _ = verb.find_header(ModelRef.parse(ref), Store(settings.store), settings)
-    machine, amx = hardware.look(settings.env), verb.server_uses_amx(settings)
-    verdict = verb.judge(header, machine, ctx, verb.How(kv_type=kv, parallel=parallel, amx=amx))
+    settings, name = config.load(), ModelRef.parse(ref)
+    found = verb.find(name, Store(settings.store), settings)
+    machine = hardware.look(settings.env)
+    how = replace(verb.how_here(settings, verb.backend_for(found, backend), kv), parallel=parallel)
+    if target is not None:
+        machine, how = verb.machine_of(machine, memory(target, "--target-memory")), verb.elsewhere(how)
+    verdict = verb.report(found, machine, ctx, how)
     show.emit(verdict, as_json=json_, render=_show)
     if verdict.fits is False:
         raise typer.Exit(4)
@@ -53,6 +65,7 @@ def _show(verdict: Fit) -> None:
             ("working memory", human(needed.compute), ""),
             ("program", human(needed.runtime), ""),
             ("needed", human(verdict.total), f"of {human(verdict.available)} on the {verdict.device}"),
+            *([("earlier prompts", human(verdict.prompts), "at most, as it is used")] if verdict.prompts else []),
         ),
     )
     word = {True: "fits", False: "does not fit", None: "cannot be told: the memory of this machine is unknown"}
@@ -62,8 +75,28 @@ def _show(verdict: Fit) -> None:
         print(f"  {line}")
     for line in verdict.notes:
         print(f"note: {line}")
-    if verdict.fits is False and verdict.quants:
+    if verdict.choices:
+        _show_choices(verdict)
+    elif verdict.fits is False and verdict.quants:
         table(
             ("OTHER FILES", "ABOUT", ""),
             ((q.name, human(q.total), "fits" if q.fits else "does not fit") for q in verdict.quants),
         )
+
+
+def _show_choices(verdict: Fit) -> None:
+    from miyabi_llm.cli.show import human, table
+
+    table(
+        ("FILES OF THE REPOSITORY", "SIZE", "NEEDS ABOUT", "", "LARGEST CONTEXT"),
+        (
+            (
+                c.name,
+                human(c.size),
+                human(c.total),
+                "fits: the largest that does" if c.best else "fits" if c.fits else "does not fit",
+                str(c.largest_ctx or ""),
+            )
+            for c in verdict.choices
+        ),
+    )

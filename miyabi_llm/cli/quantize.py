@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,13 +83,11 @@ def _name(text: str | None) -> ModelRef | None:
     return ModelRef.parse(text) if text is not None else None
 
 
-_UNITS = {"": 1, "k": 10, "m": 20, "g": 30, "t": 40}
-
-
 def budget(text: str | None, settings: Settings) -> int | None:
     """Bytes of memory out of 4GiB, 300MiB, 2.5G or auto. Raises BadUsage, MachineLimit when auto cannot be told."""
     from miyabi_llm import hardware
-    from miyabi_llm.errors import BadUsage, MachineLimit
+    from miyabi_llm.cli.sizes import memory
+    from miyabi_llm.errors import MachineLimit
     from miyabi_llm.memory import MARGIN
 
     if text is None:
@@ -100,12 +97,7 @@ def budget(text: str | None, settings: Settings) -> int | None:
         if not machine.ram_total:
             raise MachineLimit("the memory of this machine cannot be told", hint="Say it: --fit 4GiB.")
         return max(0, machine.ram_available - MARGIN)
-    m = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?) *([kmgt]?)(i?b)?", text.lower())
-    if m is None or not float(m[1]):
-        raise BadUsage(f"--fit {text!r} is no amount of memory", hint="Write --fit 4GiB, --fit 300MiB or --fit auto.")
-    if m[3] == "b" and m[2]:
-        return int(float(m[1]) * 1000 ** (_UNITS[m[2]] // 10))
-    return int(float(m[1]) * 2 ** _UNITS[m[2]])
+    return memory(text, "--fit")
 
 
 def _plan(plan: Plan) -> None:

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from miyabi_llm.gguf import Header
 from miyabi_llm.memory import RUNTIME
+from miyabi_llm.paged import Weights
+from miyabi_llm.sources.hf_files import Variant
 from miyabi_llm.types import MemoryEstimate
 
 Device = Literal["cpu", "gpu"]
@@ -52,6 +55,20 @@ class Choice:
     fits: bool
     largest_ctx: int | None
     best: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is known of a model: its GGUF header or its weights in the hub's layout, and where they were read.
+
+    `size` is that of the file (or all its shards) the header is of; `variants` are all files of its repository.
+    """
+
+    place: str
+    header: Header | None = None
+    weights: Weights | None = None
+    size: int = 0
+    variants: tuple[Variant, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

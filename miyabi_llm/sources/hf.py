@@ -15,7 +15,7 @@ from miyabi_llm.errors import AccessDenied, Corrupt, MiyabiError, ModelMissing, 
 from miyabi_llm.refs import ModelRef, digest, is_safe_name
 from miyabi_llm.sources import answers
 from miyabi_llm.sources.base import Part
-from miyabi_llm.sources.hf_files import HubFile, choose
+from miyabi_llm.sources.hf_files import HubFile, Variant, choose, variants
 from miyabi_llm.sources.net import Credential, Hiccup, Session, Unreachable, check_endpoint
 from miyabi_llm.sources.transfer import download
 from miyabi_llm.sources.tries import Limits, get, retried
@@ -60,6 +60,15 @@ class HfSource:
             notes=choice.notes,
             card=card,
         )
+
+    def variants(self, ref: ModelRef) -> tuple[tuple[Variant, tuple[RemoteFile, ...]], ...]:
+        """Every GGUF model of the repository, each with its files as `fetch` takes them. Raises as `list` does."""
+        info = self._info(ref)
+        commit = str(info.sha or "")
+        if not commit.isalnum():
+            raise NetworkError(f"{ref}: the hub gives no commit")
+        found = variants(_files(ref, info.siblings or []))
+        return tuple((v, tuple(self._remote(ref.name, commit, f) for f in v.files)) for v in found)
 
     def fetch(self, file: RemoteFile, part: Part, on_event: OnEvent) -> None:
         """Write `file` into `part`. A small file without sha256 is checked against its git blob id."""

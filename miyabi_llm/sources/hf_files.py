@@ -60,6 +60,28 @@ def choose(ref: ModelRef, files: Sequence[HubFile], read: Index) -> Choice:
     return _safetensors(ref, by_name, read)
 
 
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One GGUF model of a repository that has several: its quantization, or its file's name, and its parts in order."""
+
+    quant: str
+    files: tuple[HubFile, ...]
+
+
+def variants(files: Sequence[HubFile]) -> tuple[Variant, ...]:
+    """Every whole GGUF model among a repository's files, without image encoders, drafts and the like."""
+    by_name = {f.name: f for f in files if is_safe_name(f.name)}
+    ggufs = sorted(n for n in by_name if n.lower().endswith(".gguf") and not _COMPANION.search(n))
+    found = []
+    for first in sorted({_first(n) for n in ggufs}):
+        try:
+            parts = tuple(by_name[n] for n in shards(first, ggufs))
+        except (Corrupt, KeyError):
+            continue  # a part is missing: nobody could take it
+        found.append(Variant(quant_of(first) or first, parts))
+    return tuple(found)
+
+
 def quant_of(name: str) -> str | None:
     """The quantization a file's name carries, in upper case: the last word of that shape."""
     shard = _SHARD.fullmatch(name)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Generic, TypeVar
 
 from miyabi_llm import gguf, sources
 from miyabi_llm.config import Settings
@@ -11,6 +13,8 @@ from miyabi_llm.errors import BadUsage, NetworkError
 from miyabi_llm.refs import ModelRef
 from miyabi_llm.sources.base import Source
 from miyabi_llm.types import RemoteFile, silent
+
+T = TypeVar("T")
 
 MOST = 64 << 20  # bytes of a file's beginning; headers have 0.1 to 20 MB
 
@@ -39,8 +43,13 @@ def is_model(name: str) -> bool:
 
 
 def of_file(source: Source, file: RemoteFile) -> gguf.Header:
-    """The header of one listed file; the transfer is broken off as soon as it is whole."""
-    head = _Head(file.size)
+    """The header of one listed GGUF file; the transfer is broken off as soon as it is whole."""
+    return beginning(source, file, gguf.read)
+
+
+def beginning(source: Source, file: RemoteFile, read: Callable[[bytes, int], T]) -> T:
+    """What `read` makes of the file's first bytes and its size; it raises gguf.NeedMore for more of them."""
+    head = _Head(file.size, read)
     with contextlib.suppress(_Enough):
         source.fetch(file, head, silent)
     if head.header is None:
@@ -48,19 +57,33 @@ def of_file(source: Source, file: RemoteFile) -> gguf.Header:
     return head.header
 
 
+def whole(source: Source, file: RemoteFile, most: int) -> bytes:
+    """A small file's bytes. Raises NetworkError when it is larger than `most`, or the source ends before it does."""
+    if file.size is None or file.size > most:
+        raise NetworkError(f"{file.name}: {file.size or 'unknown'} bytes are too many for such a file")
+
+    def all_of_it(data: bytes, size: int) -> bytes:
+        if len(data) < size:
+            raise gguf.NeedMore(size)
+        return data
+
+    return beginning(source, file, all_of_it)
+
+
 class _Enough(Exception):
     """The header is whole: nothing more is wanted."""
 
 
 @dataclass
-class _Head:
+class _Head(Generic[T]):
     """A part that keeps the first bytes of a file, in order, until a header can be read from them."""
 
     size: int | None
+    read: Callable[[bytes, int], T]
     validator: str | None = None
     data: bytearray = field(default_factory=bytearray)
     need: int = 1 << 16
-    header: gguf.Header | None = None
+    header: T | None = None
 
     @property
     def done(self) -> list[tuple[int, int]]:
@@ -83,7 +106,7 @@ class _Head:
 
     def _try(self, size: int) -> None:
         try:
-            self.header = gguf.read(bytes(self.data), size)
+            self.header = self.read(bytes(self.data), size)
         except gguf.NeedMore as more:
             self.need = max(more.need, 2 * len(self.data))
             if more.need > MOST:
