@@ -29,7 +29,8 @@ def compare(header: Header, own: int, variants: Sequence[Variant], verdict: Fit,
     for variant in variants:
         size = sum(f.size or 0 for f in variant.files)
         weights = max(0, size - spare)
-        copies = _copies(header, variant.quant, weights, flags) if verdict.device == "cpu" else 0
+        copies = _copies(header, "" if size == own else variant.quant, weights, flags)
+        copies = copies if verdict.device == "cpu" else 0
         total = weights + copies + rest
         beyond = total - plain - header.weight_bytes  # what it needs more than a file like this without copies
         most = largest_ctx(header, verdict.available - beyond, use)
@@ -41,9 +42,12 @@ def compare(header: Header, own: int, variants: Sequence[Variant], verdict: Fit,
 
 
 def _copies(header: Header, quant: str, weights: int, flags: frozenset[str]) -> int:
-    """About the bytes of second copies, at most those of all matrices that are multiplied with."""
-    if quant == (header.file_type or "").upper():
-        return repack_bytes(header, flags) * weights // max(1, header.weight_bytes)
+    """About the bytes of second copies: those of all its matrices, where this processor copies that type at all.
+
+    `quant` empty: the very file whose header was read.
+    """
+    if not quant:
+        return repack_bytes(header, flags)
     match = _BASE.match(quant)
     base = match[1] if match else ""
     matrices = [t for t in header.tensors if len(t.shape) in (2, 3) and t.name.startswith("blk.")]
