@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 
+from miyabi_llm import backends
 from miyabi_llm.config import Settings
 from miyabi_llm.errors import BadUsage, MiyabiError, ServerFailed
 from miyabi_llm.serve.manage import info
@@ -40,14 +41,15 @@ def detach(
     name: str | None = None,
     limits: Limits = DEFAULT,
 ) -> ServerInfo:
-    """Start a server that goes on when we end; returns when it is ready. The plan must carry a key.
+    """Start a server that goes on when we end; returns when it is ready. The plan must carry a key if its backend can.
 
     When a server of that name runs already, waits until that one is ready and returns it. Raises what `running`
     raises.
     """
     if plan.argv is None:
         raise BadUsage(f"{plan.backend} runs by itself: there is nothing to detach", hint=plan.endpoint.base_url)
-    if not plan.endpoint.key:
+    known = backends.table().get(plan.backend)
+    if not plan.endpoint.key and (known is None or known.capabilities.key):
         raise BadUsage("a detached server needs a key")
     order = Order(plan, settings, name or name_for(plan.endpoint.model), artifact, limits)
     folder = RunDir(settings.run)

@@ -183,7 +183,7 @@ class Running(ServerFailed):
 
 def name_for(model: str) -> str:
     """A server's name out of a model's: `qwen2.5-coder:1.5b` becomes `qwen2.5-coder-1.5b`. Pure."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip("-._")[-64:].lstrip("-._")
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", model.removesuffix(":latest")).strip("-._")[-64:].lstrip("-._")
     return name or "model"
 
 

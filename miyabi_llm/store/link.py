@@ -90,28 +90,13 @@ def _hf(artifact: Artifact, paths: Mapping[StoredFile, Path], settings: Settings
 
 def _ollama(artifact: Artifact, paths: Mapping[StoredFile, Path], settings: Settings, name: str | None) -> Linked:
     """Ollama's store: blobs by digest, a config blob, and a manifest, written last, under the model's name."""
-    roles = {f: role for f in artifact.files if (role := _role(f))}
-    models = [f for f, role in roles.items() if role == "model"]
-    if len(models) != 1:
-        what = "has no GGUF file" if not models else f"is split over {len(models)} files, which Ollama cannot read"
-        raise BadUsage(f"{artifact.ref} {what}", hint="Ollama takes one GGUF file: merge the parts first.")
+    config, body = ollama_documents(artifact, paths)
+    roles = [f for f in artifact.files if ollama_role(f)]
+    sha = hashlib.sha256(config).hexdigest()
     space, model, tag = _ollama_name(artifact, name)
     where = folders(settings).ollama
     root = next((p for p in where if p.is_dir()), where[0])
     manifest = root / "manifests/registry.ollama.ai" / space / model / tag
-    config = _json(_ollama_config(paths[models[0]], [f.sha256 for f in roles]))
-    sha = hashlib.sha256(config).hexdigest()
-    body = _json(
-        {
-            "schemaVersion": 2,
-            "mediaType": _MANIFEST,
-            "config": {"mediaType": _CONFIG, "digest": f"sha256:{sha}", "size": len(config)},
-            "layers": [
-                {"mediaType": _LAYER + role, "digest": f"sha256:{f.sha256}", "size": f.size}
-                for f, role in roles.items()
-            ],
-        }
-    )
     if manifest.exists() and manifest.read_bytes() != body:
         raise Unsafe(f"{manifest} names another model", hint="Choose another name: --as NAME:TAG.")
     done = {blob: place(paths[f], blob, f) for f in roles for blob in [root / "blobs" / f"sha256-{f.sha256}"]}
@@ -119,6 +104,28 @@ def _ollama(artifact: Artifact, paths: Mapping[StoredFile, Path], settings: Sett
     done[manifest] = _write(manifest, body)
     shown = f"{model}:{tag}" if space == "library" else f"{space}/{model}:{tag}"
     return Linked("ollama", shown, done)
+
+
+def ollama_documents(artifact: Artifact, paths: Mapping[StoredFile, Path]) -> tuple[bytes, bytes]:
+    """The two small files by which Ollama knows a model: its config blob, and the manifest that names all blobs.
+
+    Raises BadUsage when the model is not one GGUF file (and what belongs to it).
+    """
+    roles = {f: role for f in artifact.files if (role := ollama_role(f))}
+    models = [f for f, role in roles.items() if role == "model"]
+    if len(models) != 1:
+        what = "has no GGUF file" if not models else f"is split over {len(models)} files, which Ollama cannot read"
+        raise BadUsage(f"{artifact.ref} {what}", hint="Ollama takes one GGUF file: merge the parts first.")
+    config = _json(_ollama_config(paths[models[0]], [f.sha256 for f in roles]))
+    sha = hashlib.sha256(config).hexdigest()
+    layers = [{"mediaType": _LAYER + role, "digest": f"sha256:{f.sha256}", "size": f.size} for f, role in roles.items()]
+    body = {
+        "schemaVersion": 2,
+        "mediaType": _MANIFEST,
+        "config": {"mediaType": _CONFIG, "digest": f"sha256:{sha}", "size": len(config)},
+        "layers": layers,
+    }
+    return config, _json(body)
 
 
 def _lm_studio(artifact: Artifact, paths: Mapping[StoredFile, Path], settings: Settings, name: str | None) -> Linked:
@@ -250,7 +257,7 @@ def _ollama_name(artifact: Artifact, name: str | None) -> tuple[str, str, str]:
     return OURS, _slug(artifact).lower(), (ref.quant or "latest").lower()
 
 
-def _role(file: StoredFile) -> str | None:
+def ollama_role(file: StoredFile) -> str | None:
     """The layer an artifact's file becomes in Ollama, or None for what Ollama does not read."""
     name = file.name.lower().rsplit("/", 1)[-1]
     if name.endswith(".gguf"):
