@@ -37,6 +37,18 @@ def _vllm() -> Backend:
     return Vllm()
 
 
+def _lm_studio() -> Backend:
+    from miyabi_llm.backends.lm_studio import LmStudio
+
+    return LmStudio()
+
+
+def _localai() -> Backend:
+    from miyabi_llm.backends.localai import LocalAI
+
+    return LocalAI()
+
+
 def _embedded() -> Backend:
     from miyabi_llm.backends.embedded import Embedded
 
@@ -45,7 +57,13 @@ def _embedded() -> Backend:
 
 # In the order of preference: llama-cpp, vllm, ollama, lm-studio, localai, embedded.
 # The value makes the backend: `list` and `--help` must not import what they do not use.
-_OWN: dict[str, Callable[[], Backend]] = {"llama-cpp": _llama_cpp, "vllm": _vllm, "embedded": _embedded}
+_OWN: dict[str, Callable[[], Backend]] = {
+    "llama-cpp": _llama_cpp,
+    "vllm": _vllm,
+    "lm-studio": _lm_studio,
+    "localai": _localai,
+    "embedded": _embedded,
+}
 
 
 def table() -> dict[str, Backend]:
