@@ -23,6 +23,7 @@ PROGRAM = "lms"
 PORT = 1234  # its own default
 GREETING = "/lmstudio-greeting"
 TOKEN = "LM_API_TOKEN"  # the variable its documentation uses for a token made in its settings
+OPEN = "LM Studio demands no key of ours: every program on this machine can use it; its tokens are made in its settings"
 VERSION_S = 2.0  # seconds `lms` may take to say its version
 INSTALL_HINT = "Run `miyabi-llm backend install lm-studio`: it installs it, or says how."
 
@@ -76,7 +77,8 @@ class LmStudio:
         _refuse(spec, found.running)
         model_files(spec.files)
         ctx = DEFAULT_CTX if spec.ctx is None else spec.ctx
-        spec = replace(spec, ctx=ctx)
+        notes = (OPEN,) if spec.key else ()
+        spec = replace(spec, ctx=ctx, key=None)
         wake: tuple[tuple[str, ...], ...] = ()
         if found.running is not None:
             endpoint = replace(found.running, model=spec.alias)
@@ -86,7 +88,7 @@ class LmStudio:
             url = client_url(spec.host, port)
             endpoint = Endpoint(url, spec.alias, self.capabilities.dialects, backend=self.name)
         return LaunchPlan(
-            self.name, None, {}, endpoint, health_path=GREETING, ctx=ctx, wake=wake, handover=spec
+            self.name, None, {}, endpoint, health_path=GREETING, ctx=ctx, wake=wake, handover=spec, notes=notes
         )  # fmt: skip
 
     def ways(self, system: str) -> tuple[Way, ...]:
@@ -185,9 +187,6 @@ def _refuse(spec: ServeSpec, running: Endpoint | None) -> None:
     if running is not None and not spec.attach:
         hint = "Leave out --port, or run `lms server stop` first."
         raise Unsupported(f"LM Studio has one server, and it runs on {running.base_url}", hint=hint)
-    if spec.key:
-        hint = "Leave out --key and --detach: it goes on by itself. Its tokens are made in its own settings."
-        raise Unsupported("LM Studio cannot demand a key of ours", hint=hint)
     if not is_loopback(spec.host):
         raise Unsupported("LM Studio is opened to other machines in its own settings, not by us", hint=where)
     if spec.adapters or spec.kv_type:
