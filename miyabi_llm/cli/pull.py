@@ -71,15 +71,37 @@ def resolve(
 
 
 def _too_big(listing: Listing, settings: Settings) -> str | None:
-    """A warning when the weights alone are more than all memory of this machine; the whole sum is `fit`'s."""
+    """A warning when the model can never run here: its weights alone, or with the shortest context, are too much.
+
+    The header that says the latter is fetched only for files of more than half of the memory.
+    """
     from miyabi_llm import hardware
     from miyabi_llm.cli.show import human
 
     machine = hardware.look(settings.env)
     room = machine.ram_total + sum(g.memory_total or 0 for g in machine.gpus if g.kind != "metal")
-    if not listing.size or listing.size <= room:
+    if not listing.size or listing.size <= room // 2:
         return None
-    return f"will not run here: its files have {human(listing.size)}, all memory of this machine is {human(room)}"
+    if listing.size > room:
+        return f"will not run here: its files have {human(listing.size)}, all memory of this machine is {human(room)}"
+    least = _least(listing, settings)
+    if least is None or least <= room:
+        return None
+    return f"will not run here: it needs {human(least)} at the least, all memory of this machine is {human(room)}"
+
+
+def _least(listing: Listing, settings: Settings) -> int | None:
+    """Bytes it needs with the shortest context and its weights once in memory; None when its header does not say."""
+    from miyabi_llm import fit
+    from miyabi_llm.errors import MiyabiError
+    from miyabi_llm.memory import CTX_STEP, estimate
+    from miyabi_llm.store import Store
+
+    try:
+        found = fit.find(listing.resolved, Store(settings.store), settings)
+    except MiyabiError:
+        return None  # the download itself will say what is wrong
+    return None if found.header is None else estimate(found.header, CTX_STEP).total
 
 
 def _show_artifact(artifact: Artifact) -> None:

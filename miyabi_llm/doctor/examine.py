@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from miyabi_llm import catalog, gguf, hardware
+from miyabi_llm import calibration, catalog, gguf, hardware
 from miyabi_llm.config import Settings
 from miyabi_llm.doctor import judge
 from miyabi_llm.doctor.judge import Server
 from miyabi_llm.errors import MiyabiError
 from miyabi_llm.hardware import Hardware
+from miyabi_llm.memory import Use
 from miyabi_llm.refs import ModelRef
 from miyabi_llm.shards import join
 from miyabi_llm.store import Store
@@ -211,7 +212,11 @@ def _default_model(settings: Settings, seen: _Seen, budget: float) -> list[Findi
     ref = catalog.load(settings).canonical(ModelRef.parse(settings.default_model))
     header = _header(settings, ref)
     seen.machine_known.wait(budget)
-    return [judge.default_model(str(ref), header, seen.machine)]
+    use = None
+    if seen.machine is not None:
+        flags = calibration.cpu_flags(seen.machine, amx=calibration.server_uses_amx(settings))
+        use = Use(repack=flags, runtime=calibration.runtime(settings, "llama-cpp"))
+    return [judge.default_model(str(ref), header, seen.machine, use)]
 
 
 def _header(settings: Settings, ref: ModelRef) -> gguf.Header | None:

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from miyabi_llm.gguf import Header
 from miyabi_llm.hardware import Gpu, Hardware
-from miyabi_llm.memory import MIB, Use, estimate
+from miyabi_llm.memory import MIB, Use, estimate, largest_ctx
 from miyabi_llm.tools.program import Program, Ran, Unusable
 from miyabi_llm.types import Finding, Level, counted
 
@@ -166,20 +166,23 @@ def build(tools: Mapping[str, bool], install_compiler: str, *, needed: bool) -> 
     return Finding("build tools", "warn", f"{text}: llama.cpp cannot be built here", fix=fix)
 
 
-def default_model(ref: str, header: Header | None, hardware: Hardware | None) -> Finding:
-    """The model that is served when none is named; `header` None: it is not here."""
+def default_model(ref: str, header: Header | None, hardware: Hardware | None, use: Use | None = None) -> Finding:
+    """The model that is served when none is named; `header` None: it is not here. `use`: how it would be served."""
     if header is None:
         return Finding("default model", "warn", f"{ref} is not here", fix=f"miyabi-llm pull {ref}")
     if hardware is None or not hardware.ram_total:
         return Finding("default model", "ok", f"{ref} is here")
     ctx = min(PLANNED_CTX, header.context_length or PLANNED_CTX)
-    needed = estimate(header, ctx, Use(repack=hardware.cpu_flags)).total
+    use = use or Use(repack=hardware.cpu_flags)
+    needed = estimate(header, ctx, use).total
     free = hardware.ram_available - MARGIN
-    data = {"needed": needed, "available": free, "ctx": ctx}
+    most = largest_ctx(header, free, use)
+    data = {"needed": needed, "available": free, "ctx": ctx, "largest_ctx": most}
     text = f"{ref} needs {_gib(needed)} at {ctx} tokens, {_gib(free)} may be used"
     if needed <= free:
-        return Finding("default model", "ok", text, data=data)
-    return Finding("default model", "warn", text, fix=f"miyabi-llm fit {ref}", data=data)
+        return Finding("default model", "ok", f"{text}: it fits, up to {most} tokens", data=data)
+    rest = f": {most} tokens would fit" if most else ": it does not fit"
+    return Finding("default model", "warn", text + rest, fix=f"miyabi-llm fit {ref}", data=data)
 
 
 def servers(running: Sequence[Server]) -> list[Finding]:
