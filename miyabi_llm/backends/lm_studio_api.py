@@ -11,7 +11,7 @@ from typing import Any
 
 from miyabi_llm.backends.base import ModelState
 from miyabi_llm.backends.llama_cpp import model_files
-from miyabi_llm.backends.lm_studio import GREETING, INSTALL_HINT, find_lms
+from miyabi_llm.backends.lm_studio_place import GREETING, INSTALL_HINT, find_lms
 from miyabi_llm.backends.near import refuse_far
 from miyabi_llm.backends.wire import LOAD_S, LOOK_S, Wire, words_of
 from miyabi_llm.errors import BackendMissing, ModelMissing, ServerFailed

@@ -24,8 +24,9 @@ from hypothesis import strategies as st
 
 from miyabi_llm import serve
 from miyabi_llm.backends.base import Detected, Unsupported
-from miyabi_llm.backends.lm_studio import LmStudio, read_port, read_version
+from miyabi_llm.backends.lm_studio import LmStudio
 from miyabi_llm.backends.lm_studio_api import LmStudioControl, read_loaded, read_models, read_old_models, repository
+from miyabi_llm.backends.lm_studio_place import read_port, read_version
 from miyabi_llm.errors import BackendMissing, MiyabiError, ModelMissing, ServerFailed, Unsafe
 from miyabi_llm.tools.program import Program
 from miyabi_llm.types import Adapter, Endpoint, LaunchPlan, Secret, silent
