@@ -67,6 +67,7 @@ def _show_stopped(servers: list[ServerInfo]) -> None:
 
 
 def _show_servers(servers: list[ServerInfo]) -> None:
+    from miyabi_llm.cli import many
     from miyabi_llm.cli.show import human, note, table
     from miyabi_llm.types import counted
 
@@ -88,5 +89,11 @@ def _show_servers(servers: list[ServerInfo]) -> None:
     )
     table(("NAME", "MODEL", "BACKEND", "STATE", "ENDPOINT", "MEMORY", "KIND", "STARTED"), rows)
     for s in servers:
+        if s.models:
+            print(f"\n{s.name}")
+            table(many.HEADER, many.rows(s.models))
+    for s in servers:
         if s.error and s.state in ("dead", "restarting"):
             note(f"{s.name}: {s.error.splitlines()[0]}")
+        for alarm in s.alarms if s.state == "ready" else ():
+            note(f"{s.name}: {alarm}")

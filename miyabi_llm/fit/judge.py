@@ -141,7 +141,7 @@ def _advise(header: Header, needed: MemoryEstimate, budget: int, ctx: int, most:
     for kv_type in ("q8_0", "q4_0"):
         elements, size = KV_TYPES[kv_type]
         if needed.total - needed.kv + needed.kv * size // (2 * elements) <= budget:
-            advice.append(f"keep the cache in {kv_type} (`-- --cache-type-k {kv_type} --cache-type-v {kv_type}`)")
+            advice.append(f"keep the cache in {kv_type} (`--kv {kv_type}`)")
             break
     smaller = next((q for q in _quants(header, needed, budget) if q.fits), None)
     if smaller is not None:

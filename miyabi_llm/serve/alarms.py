@@ -66,7 +66,7 @@ def _gpu(s: Seen) -> Iterator[Finding]:
         yield Finding("gpu", "warn", text, rebuild)
     elif s.offloaded is not None and s.layers and s.offloaded < s.layers:
         text = f"{s.offloaded} of {s.layers} layers are on the graphics card, the rest on the processor"
-        yield Finding("gpu", "warn", text, "a smaller file, a shorter --ctx or --kv-type q8_0 lets more of it fit")
+        yield Finding("gpu", "warn", text, "a smaller file, a shorter --ctx or --kv q8_0 lets more of it fit")
     elif s.gpu_bytes is not None and s.bytes and s.gpu_bytes < s.bytes:
         share = f"{s.gpu_bytes / _GIB:.1f} of {s.bytes / _GIB:.1f} GiB"
         fix = "a smaller file or a shorter --ctx lets all of it fit"
@@ -88,7 +88,7 @@ def _context(s: Seen) -> Iterator[Finding]:
 
 
 def _memory(s: Seen) -> Iterator[Finding]:
-    fix = "a smaller file, a shorter --ctx or --kv-type q8_0; `miyabi-llm fit` says what fits"
+    fix = "a smaller file, a shorter --ctx or --kv q8_0; `miyabi-llm fit` says what fits"
     if s.swapped > SWAPPED:
         text = f"{s.swapped // MIB} MiB of the server are swapped out: it will crawl"
         yield Finding("swap", "warn", text, fix, {"swapped": s.swapped})

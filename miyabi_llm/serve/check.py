@@ -17,6 +17,7 @@ from miyabi_llm.serve.measured import MIB, Comparison, buffers, compare, residen
 from miyabi_llm.types import Event, Finding, LaunchPlan, OnEvent
 
 LLAMA: Final = ("llama-cpp",)  # whose logs are llama-server's
+TOLD: Final = ("ollama",)  # whose handover raises the alarms about card and context by itself
 REPEAT_S: Final = 5.0  # seconds for the prompt that is sent twice: a machine slower than that is not kept waiting
 # About 30 tokens in every vocabulary: less than llama.cpp keeps of a sliding window it would have to compute again.
 REPEATED: Final = "one two three four five six seven eight nine ten " * 3
@@ -89,7 +90,7 @@ def check_running(plan: LaunchPlan, on_event: OnEvent) -> None:
 
 def _raise(findings: Iterable[Finding], on_event: OnEvent) -> None:
     for f in findings:
-        on_event(Event("warning", f.name, f"{f.message}\n{f.fix}" if f.fix else f.message))
+        on_event(Event("warning", f.name, f"{f.message}\nfix: {f.fix}" if f.fix else f.message))
 
 
 def _plain(found: Comparison | None) -> Mapping[str, Any] | None:
@@ -106,7 +107,9 @@ def _plain(found: Comparison | None) -> Mapping[str, Any] | None:
 
 
 def _state(plan: LaunchPlan) -> ModelState | None:
-    """How the server says the model stands; None when it cannot be asked or does not say."""
+    """How the server says the model stands; None when it cannot be asked, does not say, or was asked already."""
+    if plan.handover is not None and plan.backend in TOLD:
+        return None
     try:
         with backends.get(plan.backend).control(plan.endpoint) as control:
             models = control.models()

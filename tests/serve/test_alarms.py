@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from miyabi_llm import calibration, fit, hardware, serve
+from miyabi_llm import backends, calibration, fit, hardware, serve
 from miyabi_llm.config import Settings
+from miyabi_llm.errors import NetworkError
 from miyabi_llm.memory import RUNTIME
+from miyabi_llm.pull import pull
+from miyabi_llm.refs import Digest, ModelRef
 from miyabi_llm.serve.alarms import Seen, alarms, read_llama, read_vllm
+from miyabi_llm.serve.check import check_running
 from miyabi_llm.serve.measured import MIB, Buffers, Resident, buffers, compare, resident
-from miyabi_llm.types import Event, Expect, LaunchPlan, MemoryEstimate
+from miyabi_llm.store import Store
+from miyabi_llm.types import (
+    Artifact,
+    Endpoint,
+    Event,
+    Expect,
+    LaunchPlan,
+    MemoryEstimate,
+    ServeSpec,
+    StoredFile,
+    silent,
+)
+from tests.conftest import USER
 
 LOGS = Path(__file__).parent.parent / "fixtures" / "llama-server"
 # Written from the format strings of llama.cpp's and vLLM's sources: there was no card to record them on.
@@ -176,22 +193,65 @@ def warnings(events: list[Event]) -> dict[str, str]:
     return {e.name: e.message for e in events if e.kind == "warning"}
 
 
+def close(plan: LaunchPlan, info: serve.ServerInfo, rel: float) -> None:
+    """The whole within 5%, the buffers alone within `rel`."""
+    assert plan.memory is not None
+    assert info.fit is not None
+    assert plan.memory.total - plan.memory.runtime == pytest.approx(info.fit["allocated"], rel=rel)
+    assert abs(info.fit["error"]) < 0.05, info.fit
+
+
 @pytest.mark.parametrize("ctx", [2048, 8192])
 def test_the_estimate_and_the_real_server(
     real_plan: LaunchPlan, real_model: Path, settings: Settings, ctx: int
 ) -> None:
     """Within 5% of what it allocates and of what its process takes beside that; kept for `ps` and the next time."""
     plan = prepared(real_plan, real_model, settings, ctx=ctx)
-    assert plan.memory is not None
     events, info = started(plan, settings)
-    (told,) = [e for e in events if e.name == "memory" and e.kind == "phase"]
+    close(plan, info, 0.002)
     assert info.fit is not None
-    assert abs(info.fit["error"]) < 0.05, told.message
-    buffers_alone = plan.memory.total - plan.memory.runtime
-    assert buffers_alone == pytest.approx(info.fit["allocated"], rel=0.002)
+    assert [e.kind for e in events if e.name == "memory"] == ["phase"]
     assert warnings(events).keys() == {"chat template"}  # Gemma's base model; nothing else is wrong
     assert info.alarms[0].startswith("chat template: a base model")
     assert calibration.runtime(settings, "llama-cpp") == info.fit["program"]
+
+
+OTHERS = [
+    ((), 32768, 0.002),
+    (("-ctk", "q8_0", "-ctv", "q8_0"), 8192, 0.02),
+    (("-np", "4"), 8192, 0.002),
+    (("-ub", "256", "--no-repack"), 8192, 0.01),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("extra", "ctx", "rel"), OTHERS)
+def test_other_uses_of_the_small_model(
+    real_plan: LaunchPlan, real_model: Path, settings: Settings, extra: tuple[str, ...], ctx: int, rel: float
+) -> None:
+    plan = prepared(real_plan, real_model, settings, *extra, ctx=ctx)
+    close(plan, started(plan, settings, asks=False)[1], rel)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("extra", "ctx", "rel"), [*OTHERS, ((), 2048, 0.002), ((), 8192, 0.002)])
+def test_uses_of_a_larger_model(
+    real_plan: LaunchPlan, larger: Path, settings: Settings, extra: tuple[str, ...], ctx: int, rel: float
+) -> None:
+    assert real_plan.argv is not None
+    argv = (*real_plan.argv[:1], "-m", str(larger), *real_plan.argv[3:])
+    plan = prepared(replace(real_plan, argv=argv), larger, settings, *extra, ctx=ctx)
+    close(plan, started(plan, settings, asks=False)[1], rel)
+
+
+@pytest.fixture(scope="session")
+def larger(real_store: Store) -> Path:
+    """Qwen2.5-Coder 1.5B, another architecture with another vocabulary."""
+    try:
+        artifact = pull(ModelRef.parse("qwen2.5-coder:1.5b"), real_store, USER)
+    except NetworkError as e:
+        pytest.skip(f"the larger real model cannot be pulled: {e.message}")
+    return next(iter(real_store.files(artifact).values()))
 
 
 def test_the_alarms_of_the_real_server(real_plan: LaunchPlan, real_model: Path, settings: Settings) -> None:
@@ -200,7 +260,7 @@ def test_the_alarms_of_the_real_server(real_plan: LaunchPlan, real_model: Path, 
     events, info = started(plan, settings)
     said = warnings(events)
     assert said.keys() == {"gpu", "context", "prompt cache", "threads"}
-    assert "512 tokens of context, 2048 were asked for: 4 slots share it\n--ctx 8192" in said["context"]
+    assert "512 tokens of context, 2048 were asked for: 4 slots share it\nfix: --ctx 8192" in said["context"]
     assert "--no-cache-prompt" in said["prompt cache"]
     assert "2 threads, there are 1 cores" in said["threads"]
     assert len(info.alarms) == 4
@@ -220,6 +280,36 @@ def test_a_server_that_says_nothing_of_itself_raises_no_alarm(plan: Any, setting
     events, info = started(plan(), settings)
     assert warnings(events) == {}
     assert (info.fit, info.alarms) == (None, ())
+
+
+def test_a_server_that_is_not_ours(settings: Settings, tmp_path: Path) -> None:
+    """A stand-in for Ollama that holds half of a model on its card, with a smaller context than was asked for."""
+    from tests.ggufs import tiny
+    from tests.ollamad import Ollamad
+
+    data = tiny()
+    digest = Digest(hashlib.sha256(data).hexdigest())
+    path = tmp_path / digest
+    path.write_bytes(data)
+    ref = ModelRef.parse("hf:Org/Tiny-GGUF:Q8_0")
+    artifact = Artifact(ref, "gguf", (StoredFile("m.gguf", digest, len(data)),), "verified", "test", "2026-01-01")
+    spec = ServeSpec(artifact, {"m.gguf": path}, str(ref), ctx=2048, work=tmp_path / "models")
+    with Ollamad(tmp_path / "models") as server:
+        server.faults = {"half-gpu", "small-ctx"}
+        endpoint = Endpoint(server.url, "", backend="ollama")
+        with backends.get("ollama").control(endpoint) as control:
+            name = control.add(spec, silent)
+        plan = LaunchPlan("ollama", None, {}, replace(endpoint, model=name), ctx=2048, expect=Expect(gpus=1))
+        events: list[Event] = []
+        check_running(plan, events.append)
+        assert list(warnings(events)) == ["gpu", "context"]
+        assert "OLLAMA_CONTEXT_LENGTH" in warnings(events)["context"]
+        handed: list[Event] = []
+        check_running(replace(plan, handover=spec), handed.append)
+        assert handed == []  # the handover has said it
+    gone: list[Event] = []
+    check_running(plan, gone.append)
+    assert gone == []
 
 
 def test_what_a_command_line_says_of_memory() -> None:
