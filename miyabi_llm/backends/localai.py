@@ -87,8 +87,9 @@ class LocalAI:
         if found.program is None:
             raise BackendMissing("local-ai is not installed", hint=INSTALL_HINT)
         _refuse(spec)
-        if (work := spec.work) is None:
+        if spec.work is None:
             raise BadUsage("localai needs a folder of its own to work in", hint="Give ServeSpec.work.")
+        work = spec.work / str(spec.port)  # two servers of one model must not write into each other's
         ctx = DEFAULT_CTX if spec.ctx is None else spec.ctx
         links = _links(spec, work / "models")
         config = configuration(spec, ctx)

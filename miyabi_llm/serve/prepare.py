@@ -31,6 +31,14 @@ def lay_out(plan: LaunchPlan) -> None:
         raise ServerFailed(f"{e.filename}: {e.strerror}", hint="`miyabi-llm doctor` judges this machine.") from e
 
 
+def put_away(plan: LaunchPlan) -> None:
+    """Remove what `lay_out` made: a link left behind would hold the bytes of a model that is removed."""
+    for path in (*plan.links, *plan.files):
+        with suppress(OSError):  # gone already, or a folder the server filled meanwhile
+            path.unlink(missing_ok=True)
+            path.parent.rmdir()
+
+
 def wake(plan: LaunchPlan, on_event: OnEvent) -> None:
     """Run the plan's commands that wake a daemon, in order, as the user would: it is theirs, not ours.
 

@@ -14,7 +14,7 @@ from miyabi_llm.errors import MachineLimit, MiyabiError, ServerFailed
 from miyabi_llm.proc import Child, launch, ports
 from miyabi_llm.serve.check import Checked, check
 from miyabi_llm.serve.failure import explain
-from miyabi_llm.serve.prepare import lay_out
+from miyabi_llm.serve.prepare import lay_out, put_away
 from miyabi_llm.serve.ready import Stopped, port_of, wait_ready
 from miyabi_llm.serve.values import Limits, State
 from miyabi_llm.types import Event, LaunchPlan, OnEvent, counted
@@ -89,6 +89,7 @@ class Supervisor:
             child.stop(self._limits.grace_s if grace is None else grace)
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
+        put_away(self._plan)
         self.ended.set()
 
     def cancel(self) -> None:

@@ -53,7 +53,8 @@ def planned(**fields: Any) -> LaunchPlan:
 
 
 def config_of(plan: LaunchPlan) -> Any:
-    return json.loads(plan.files[Path("/w/models/miyabi-llm.yaml")])
+    (text,) = plan.files.values()
+    return json.loads(text)
 
 
 # --- what would be run
@@ -63,9 +64,9 @@ def test_a_whole_plan() -> None:
     plan = planned(threads=3, ctx=4096, key=Secret("k"), keep_s=90.0, kv_type="q8_0", port=18200)
     assert plan.argv is not None
     assert plan.argv[:4] == ("/b/local-ai", "run", "--address", "127.0.0.1:18200")
-    assert plan.argv[4:6] == ("--models-path", "/w/models")
+    assert plan.argv[4:6] == ("--models-path", "/w/18200/models")
     assert plan.health_path == "/readyz"
-    assert plan.links == {Path("/w/models/m.gguf"): Path("/m/m.gguf")}
+    assert plan.links == {Path("/w/18200/models/m.gguf"): Path("/m/m.gguf")}
     assert config_of(plan) == {
         **{"name": "alias", "backend": "llama-cpp", "parameters": {"model": "m.gguf"}, "context_size": 4096},
         **{"mmap": True, "threads": 3, "cache_type_k": "q8_0", "cache_type_v": "q8_0"},
@@ -91,7 +92,7 @@ def test_every_file_is_linked_flat_under_a_name_localai_accepts() -> None:
 
 def test_an_adapter_lies_beside_the_model_with_a_base_named() -> None:
     plan = planned(adapters=(Adapter("x", Path("/a/x.gguf")),))
-    assert plan.links[Path("/w/models/adapter-x.gguf")] == Path("/a/x.gguf")
+    assert plan.links[Path("/w/8080/models/adapter-x.gguf")] == Path("/a/x.gguf")
     assert config_of(plan)["lora_adapter"] == "adapter-x.gguf"
     assert config_of(plan)["lora_base"] == "m.gguf"
 
@@ -177,10 +178,14 @@ def test_it_serves_loads_unloads_and_leaves_nothing(room: Room) -> None:
             control.load("tiny:1", ctx=1024)
         with pytest.raises(Unsupported, match="another model"):
             control.add(replace(room.spec(1), alias="other"), lambda event: None)
-        link = room.home / "work/models" / room.model.name
-        assert link.samefile(room.model)
-        assert (room.home / "work/models/miyabi-llm.yaml").stat().st_mode & 0o077 == 0
+        ((link, there),) = plan.links.items()
+        ((config, _),) = plan.files.items()
+        assert there == room.model
+        assert link.samefile(there)
+        assert config.stat().st_mode & 0o077 == 0
     assert not processes(str(room.home / "work"))
+    assert not link.parent.exists()  # no link is left that would hold the bytes of a removed model
+    assert room.model.exists()
 
 
 def test_a_key_is_demanded(room: Room) -> None:
@@ -230,10 +235,11 @@ def test_a_file_it_cannot_load_is_said_in_its_words(tmp_path: Path) -> None:
 def test_links_of_an_earlier_start_are_replaced(tmp_path: Path) -> None:
     (tmp_path / "cache/localai-engines/llama-cpp").mkdir(parents=True)
     room = stand_in(tmp_path, "local-ai", "localaid.py")
-    old = room.home / "work/models" / room.model.name
+    plan = plan_for(room)
+    (old,) = plan.links
     old.parent.mkdir(parents=True)
     old.symlink_to("/nowhere")
-    with serve.running(plan_for(room), room.settings, limits=LIMITS):
+    with serve.running(plan, room.settings, limits=LIMITS):
         assert old.samefile(room.model)
 
 
