@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("models", "Write a model to one file, for a machine without a network."),
     "import": ("models", "Read a model from a file that `export` wrote."),
     "serve": ("serve", "Serve a model over an OpenAI-compatible API."),
+    "switch": ("switch", "Load a model of a server of many now, unloading others if it must."),
     "ps": ("servers", "List running servers."),
     "logs": ("servers", "Show a server's log."),
     "stop": ("servers", "Stop a server."),

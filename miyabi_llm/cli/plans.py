@@ -37,6 +37,7 @@ class Wanted:
     pipeline_parallel: int | None = None
     nodes: int = 1
     keep_s: float | None = None
+    alias: str | None = None
 
 
 def make(artifact: Artifact, store: Store, settings: Settings, wanted: Wanted) -> LaunchPlan:
@@ -61,7 +62,7 @@ def make(artifact: Artifact, store: Store, settings: Settings, wanted: Wanted) -
     spec = ServeSpec(
         artifact,
         files,
-        alias(artifact),
+        wanted.alias or alias(artifact),
         wanted.host,
         port,
         ctx,
@@ -76,7 +77,7 @@ def make(artifact: Artifact, store: Store, settings: Settings, wanted: Wanted) -
         nodes=wanted.nodes,
         keep_s=wanted.keep_s,
         attach=wanted.port is None,
-        work=settings.run / "work" / serve.name_for(alias(artifact)),
+        work=settings.run / "work" / serve.name_for(wanted.alias or alias(artifact)),
     )
     plan = choice.backend.plan(spec, choice.detected)
     if wanted.ctx is None and ctx is not None and ctx >= 2 * LEAST_CTX and plan.ctx == ctx and plan.argv is not None:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from miyabi_llm.cli import stored
+from miyabi_llm.cli.dashes import EXTRA, BeforeDashes
 
 if TYPE_CHECKING:
+    from miyabi_llm.cli import plans
     from miyabi_llm.config import Settings
     from miyabi_llm.serve import ServerInfo
     from miyabi_llm.types import Artifact, Endpoint, Event, LaunchPlan
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
-REF = typer.Argument(help="A model in the store.", autocompletion=stored.complete)
-EXTRA = typer.Argument(None, metavar="[-- ARGS]...", help="Handed to the backend's program, last, unchanged.")
+REFS = typer.Argument(None, metavar="REF...", help="A model in the store, or several.", autocompletion=stored.complete)
+CONFIG = typer.Option(None, "--config", metavar="FILE", help="Serve the models this file lists, behind one address.")
+MEMORY = typer.Option(None, "--memory", metavar="SIZE", help="What several models may take (12GiB); else what is free.")
 BACKEND = typer.Option(None, "--backend", metavar="NAME", help="The program that serves (see `backend list`).")
 HOST = typer.Option("127.0.0.1", "--host", metavar="ADDRESS", help="Where to listen; others than loopback need a key.")
 PORT = typer.Option(None, "--port", metavar="N", min=1, max=65535, help="The first free one from 8080 when left out.")
@@ -33,14 +37,20 @@ NODES = typer.Option(1, "--nodes", metavar="N", min=1, help="Machines that share
 TTL = typer.Option(None, "--ttl", metavar="SECONDS", min=0, help="Unload after so long without a request; 0 never.")
 KEY_FILE = typer.Option(None, "--api-key-file", metavar="FILE", help="Demand the key in this file (mode 0600).")
 KEY = typer.Option(False, "--key", help="Demand a fresh key, kept in a file that is named when ready.")
+GENERATE = typer.Option(None, "--generate", metavar="KIND", help="Print systemd, quadlet, compose, kube or launchd.")
+OUTPUT = typer.Option(None, "-o", "--output", metavar="FILE", help="Where --generate writes; else standard output.")
+IMAGE = typer.Option(None, "--image", metavar="NAME", help="The container image, with --generate.")
+GPUS = typer.Option(0, "--gpus", metavar="N", min=0, help="GPUs of each machine, with --generate for containers.")
 DRY_RUN = typer.Option(False, "--dry-run", help="Print what would be run; start nothing.")
 JSON = typer.Option(False, "--json", help="Print one JSON document.")
 
 
-@app.command("serve")
+@app.command("serve", cls=BeforeDashes)
 def serve(
-    ref: str = REF,
-    extra: list[str] | None = EXTRA,
+    context: typer.Context,
+    refs: list[str] | None = REFS,
+    config_file: Path | None = CONFIG,
+    memory: str | None = MEMORY,
     backend: str | None = BACKEND,
     host: str = HOST,
     port: int | None = PORT,
@@ -56,15 +66,27 @@ def serve(
     detach: bool = DETACH,
     api_key_file: Path | None = KEY_FILE,
     key: bool = KEY,
+    generate: str | None = GENERATE,
+    output: Path | None = OUTPUT,
+    image: str | None = IMAGE,
+    gpus: int = GPUS,
     dry_run: bool = DRY_RUN,
     json_: bool = JSON,
 ) -> None:
-    """Serve a model over an OpenAI-compatible API."""
+    """Serve a model over an OpenAI-compatible API.
+
+    Several models, or those a file lists, are served behind one address: each is loaded when a request names it, and
+    unloaded when another needs its memory. What follows `--` goes to the backend's program, last and unchanged.
+    """
     from miyabi_llm import config
     from miyabi_llm import serve as verb
     from miyabi_llm.cli import plans, show
     from miyabi_llm.store import Store
 
+    if generate is not None:
+        from miyabi_llm.cli.generate import run
+
+        return run(context)
     settings = config.load()
     store = Store(settings.store)
     secret = verb.read_key(api_key_file) if api_key_file else verb.new_key() if key or detach else None
@@ -75,7 +97,7 @@ def serve(
         ctx,
         threads,
         secret,
-        tuple(extra or ()),
+        context.meta[EXTRA],
         kv_type=kv,
         adapters=tuple(plans.adapter(text) for text in lora or ()),
         tensor_parallel=tensor_parallel,
@@ -84,7 +106,11 @@ def serve(
         keep_s=ttl,
     )
     verb.check_exposure(host, secret)
-    artifact = stored.find(ref, store, settings)
+    if config_file is not None or len(refs or ()) != 1 or memory is not None:
+        one = [option for option, given in (("--lora", lora), ("--nodes", nodes > 1)) if given]
+        _many(Many(tuple(refs or ()), config_file, memory, name), wanted, settings, Way(detach, dry_run, json_, one))
+        return
+    artifact = stored.find(refs[0] if refs else "", store, settings)
     if detach and not dry_run and (info := verb.running_as(name or verb.name_for(plans.alias(artifact)), settings)):
         show.note(f"{info.name} runs already; `miyabi-llm stop {info.name}` it first to change how it runs")
         show.emit(info, as_json=json_, render=_show_detached)
@@ -103,7 +129,60 @@ def serve(
             _foreground(plan, settings, artifact, name, as_json=json_)
 
 
-def _foreground(plan: LaunchPlan, settings: Settings, artifact: Artifact, name: str | None, *, as_json: bool) -> None:
+@dataclass(frozen=True, slots=True)
+class Many:
+    """Several models, as the words of the command name them."""
+
+    refs: tuple[str, ...]
+    file: Path | None
+    memory: str | None
+    name: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How to serve; `single` are options that were given and go with one model only."""
+
+    detach: bool
+    dry_run: bool
+    as_json: bool
+    single: list[str]
+
+
+def _many(many: Many, wanted: plans.Wanted, settings: Settings, way: Way) -> None:
+    from miyabi_llm import serve as verb
+    from miyabi_llm.cli import many as face
+    from miyabi_llm.cli import show
+    from miyabi_llm.errors import BadUsage
+    from miyabi_llm.serve.many import config
+    from miyabi_llm.serve.many.values import NAME as DEFAULT
+    from miyabi_llm.store import Store
+
+    if (many.file is None) == (not many.refs):
+        raise BadUsage("name models, or a file with --config", hint="`miyabi-llm list` shows what is here.")
+    if way.single:
+        raise BadUsage(f"{way.single[0]} goes with one model only")
+    name = many.name or DEFAULT
+    if way.detach and not way.dry_run and (info := verb.running_as(name, settings)):
+        show.note(f"{info.name} runs already; `miyabi-llm stop {info.name}` it first to change how it runs")
+        show.emit(info, as_json=way.as_json, render=_show_detached)
+        return
+    listed = config.load(many.file) if many.file is not None else face.from_names(list(many.refs))
+    size = config.bytes_of(many.memory, "--memory") if many.memory is not None else None
+    plan = face.plan(face.Many(listed, wanted, size, name), Store(settings.store), settings)
+    for text in plan.notes:
+        show.note(f"note: {text}")
+    if way.dry_run:
+        show.emit(plan, as_json=way.as_json, render=_show_plan)
+    elif way.detach:
+        _detached(plan, settings, None, name, as_json=way.as_json)
+    else:
+        _foreground(plan, settings, None, name, as_json=way.as_json)
+
+
+def _foreground(
+    plan: LaunchPlan, settings: Settings, artifact: Artifact | None, name: str | None, *, as_json: bool
+) -> None:
     from contextlib import ExitStack
 
     from miyabi_llm import serve as verb
@@ -137,7 +216,9 @@ def _attached(plan: LaunchPlan, *, as_json: bool) -> None:
         show.note(f"{plan.backend} was running already and goes on; --port N starts one of our own")
 
 
-def _detached(plan: LaunchPlan, settings: Settings, artifact: Artifact, name: str | None, *, as_json: bool) -> None:
+def _detached(
+    plan: LaunchPlan, settings: Settings, artifact: Artifact | None, name: str | None, *, as_json: bool
+) -> None:
     from miyabi_llm import serve as verb
     from miyabi_llm.cli import progress, show
 

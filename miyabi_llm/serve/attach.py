@@ -6,7 +6,6 @@ from miyabi_llm import backends
 from miyabi_llm.errors import ServerFailed
 from miyabi_llm.serve.check import check_running
 from miyabi_llm.serve.prepare import wake
-from miyabi_llm.serve.probe import Probe
 from miyabi_llm.serve.values import Limits
 from miyabi_llm.types import Endpoint, Event, LaunchPlan, OnEvent, silent
 
@@ -27,6 +26,8 @@ def attach(plan: LaunchPlan, on_event: OnEvent = silent, *, limits: Limits = DEF
 
     Raises ServerFailed when it does not answer, offers another model or gives no token, and what the handover raises.
     """
+    from miyabi_llm.serve.probe import Probe  # brings httpx
+
     endpoint = plan.endpoint
     with Probe(plan) as probe:
         if plan.wake and not probe.healthy():

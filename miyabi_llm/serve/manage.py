@@ -12,6 +12,8 @@ from miyabi_llm.config import Settings
 from miyabi_llm.errors import BadUsage, Missing, MiyabiError, ServerFailed
 from miyabi_llm.proc import identity, logs, ports
 from miyabi_llm.refs import ModelRef
+from miyabi_llm.serve.many.values import BACKEND as MANY
+from miyabi_llm.serve.many.values import ModelRow
 from miyabi_llm.serve.state import LOST, Record, RunDir
 from miyabi_llm.serve.values import ServerInfo
 from miyabi_llm.types import Artifact, Endpoint, LaunchPlan, OnEvent, silent
@@ -46,7 +48,17 @@ def info(folder: RunDir, record: Record) -> ServerInfo:
         error=record.error if alive else record.error or LOST,
         fit=record.fit,
         alarms=record.alarms,
+        models=_models(folder, record) if alive and record.state == "ready" else (),
     )
+
+
+def _models(folder: RunDir, record: Record) -> tuple[ModelRow, ...]:
+    """How the models of a front of many stand, by its own words."""
+    if record.backend != MANY:
+        return ()
+    from miyabi_llm.serve.many import look  # brings httpx
+
+    return look.rows(folder.endpoint(record))
 
 
 def running_as(name: str, settings: Settings) -> ServerInfo | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from miyabi_llm.serve.many.values import ModelRow
 from miyabi_llm.types import Endpoint
 
 State = Literal["loading", "ready", "restarting", "dead"]
@@ -41,6 +42,7 @@ class ServerInfo:
     """A server we started. `memory` is what its processes have resident, in bytes; `started` is UTC, ISO 8601.
 
     `pid` is the server's, `supervisor` the process that guards it. `restarts` counts its deaths since `started`.
+    `models` are those of a front of many.
     `fit` is the estimate of its memory beside what was measured when it was ready, in bytes (None: not compared);
     `alarms` what was wrong then.
     """
@@ -62,6 +64,7 @@ class ServerInfo:
     error: str | None = None
     fit: Mapping[str, Any] | None = None
     alarms: tuple[str, ...] = ()
+    models: tuple[ModelRow, ...] = ()
 
     @property
     def detached(self) -> bool:

@@ -1,0 +1,186 @@
+"""The file models.yaml: which models are behind one address, and how each is served. Closed: no unknown keys."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from miyabi_llm.errors import BadUsage
+
+LIMIT = 1 << 20  # bytes of the file
+_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]i?B?|B)?", re.IGNORECASE)
+_ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One model as the file names it; `ttl` in seconds (None: the file's, 0 never), `ctx` in tokens."""
+
+    ref: str
+    alias: str | None = None
+    backend: str | None = None
+    ctx: int | None = None
+    kv: str | None = None
+    threads: int | None = None
+    pin: bool = False
+    ttl: float | None = None
+    process: bool = False
+    extra: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The whole file. `memory` in bytes."""
+
+    models: tuple[Entry, ...]
+    memory: int | None = None
+    host: str | None = None
+    port: int | None = None
+    ttl: float | None = None
+    hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+
+
+# key -> the types it may have, and what to call them
+_Kinds = Mapping[str, tuple[tuple[type, ...], str]]
+_TOP: _Kinds = {
+    "models": ((list,), "a list of models"),
+    "memory": ((str, int), "a size like 12GiB"),
+    "host": ((str,), "an address"),
+    "port": ((int,), "a number"),
+    "ttl": ((int, float), "a number of seconds"),
+    "hosts": ((list,), "a list of names"),
+    "origins": ((list,), "a list of origins"),
+}
+_MODEL: _Kinds = {
+    "ref": ((str,), "a model's name"),
+    "alias": ((str,), "a name"),
+    "backend": ((str,), "a backend's name"),
+    "ctx": ((int,), "a number of tokens"),
+    "kv": ((str,), "a cache type"),
+    "threads": ((int,), "a number"),
+    "pin": ((bool,), "true or false"),
+    "ttl": ((int, float), "a number of seconds"),
+    "process": ((bool,), "true or false"),
+    "extra": ((list,), "a list of words"),
+}
+
+
+def load(path: Path) -> Config:
+    """The file's content. Raises BadUsage with file, line and key."""
+    try:
+        text = path.read_bytes()[: LIMIT + 1]
+        if len(text) > LIMIT:
+            raise BadUsage(f"{path}: more than {LIMIT >> 20} MiB")
+        return parse(text.decode("utf-8"), str(path))
+    except OSError as e:
+        raise BadUsage(f"{path}: {e.strerror}", hint="Give a file with --config.") from e
+    except UnicodeDecodeError as e:
+        raise BadUsage(f"{path}: not UTF-8: {e.reason}") from e
+
+
+def parse(text: str, name: str = "models.yaml") -> Config:
+    """What `text` says; `name` is for messages. Raises BadUsage with line and key. Pure."""
+    import yaml
+
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        lines = _Lines(name)
+        value = lines.value(node) if node is not None else None
+    except yaml.MarkedYAMLError as e:
+        line = e.problem_mark.line + 1 if e.problem_mark else 1
+        raise BadUsage(f"{name}:{line}: {e.problem or e}") from e
+    except yaml.YAMLError as e:
+        raise BadUsage(f"{name}: {e}") from e
+    if not isinstance(value, dict):
+        raise BadUsage(f"{name}:1: begin with `models:`")
+    top = _checked(value, _TOP, lines, "")
+    rows = top.pop("models", [])
+    if not rows:
+        raise BadUsage(f"{name}:1: models: name one at least")
+    if (size := top.get("memory")) is not None:
+        top["memory"] = bytes_of(str(size), f"{name}: memory")
+    for key in ("hosts", "origins"):
+        top[key] = tuple(str(v).lower() for v in top.get(key, ()))
+    models = tuple(_entry(row, lines, f"models[{i}]") for i, row in enumerate(rows))
+    return Config(models, **top)
+
+
+def bytes_of(text: str, what: str) -> int:
+    """`12GiB`, `900M` or a number of bytes, as bytes; decimal prefixes are taken as binary. Raises BadUsage. Pure."""
+    m = _SIZE.fullmatch(text.strip())
+    if m is None:
+        raise BadUsage(f"{what}: {text!r} is no size", hint="Sizes look like 12GiB, 900MiB or 2000000000.")
+    unit = (m["unit"] or "B").upper()[0]
+    return int(float(m["number"]) * 1024 ** "BKMGT".index(unit))
+
+
+class _Lines:
+    """Turns YAML nodes into plain values and remembers on which line each key stands."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._at: dict[tuple[int, str], int] = {}
+        self._keep: list[Any] = []  # so that no id is used twice
+        self._nodes = 0
+
+    def value(self, node: Any) -> Any:
+        import yaml
+
+        self._nodes += 1
+        if self._nodes > 10_000:  # aliases of aliases
+            raise BadUsage(f"{self.name}: too large")
+        if isinstance(node, yaml.MappingNode):
+            found: dict[str, Any] = {}
+            self._keep.append(found)
+            for key, value in node.value:
+                line = key.start_mark.line + 1
+                if not isinstance(key, yaml.ScalarNode) or key.value in found:
+                    raise BadUsage(f"{self.name}:{line}: {getattr(key, 'value', 'a key')}: a key stands here twice")
+                self._at[id(found), key.value] = line
+                found[key.value] = self.value(value)
+            self._at[id(found), ""] = node.start_mark.line + 1
+            return found
+        if isinstance(node, yaml.SequenceNode):
+            return [self.value(v) for v in node.value]
+        loader = yaml.SafeLoader("")
+        try:
+            return loader.construct_object(node)
+        finally:
+            loader.dispose()
+
+    def where(self, body: dict[str, Any], key: str) -> str:
+        return f"{self.name}:{self._at.get((id(body), key), 1)}"
+
+
+def _checked(body: dict[str, Any], kinds: _Kinds, lines: _Lines, path: str) -> dict[str, Any]:
+    for key, value in body.items():
+        at = f"{lines.where(body, key)}: {path}{key}"
+        if key not in kinds:
+            near = difflib.get_close_matches(key, kinds, n=1)
+            hint = f"Did you mean {path}{near[0]}?" if near else f"Known keys: {', '.join(kinds)}."
+            raise BadUsage(f"{at}: unknown key", hint=hint)
+        types, called = kinds[key]
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            raise BadUsage(f"{at}: {value!r} is not {called}")
+        if isinstance(value, int | float) and not isinstance(value, bool) and value < (key != "ttl"):
+            raise BadUsage(f"{at}: {value!r} is too small")
+    return dict(body)
+
+
+def _entry(row: Any, lines: _Lines, path: str) -> Entry:
+    if isinstance(row, str):
+        return Entry(row)
+    if not isinstance(row, dict):
+        raise BadUsage(f"{lines.name}: {path}: {row!r} is neither a name nor a model")
+    body = _checked(row, _MODEL, lines, f"{path}.")
+    if "ref" not in body:
+        raise BadUsage(f"{lines.where(row, '')}: {path}.ref is missing")
+    if (alias := body.get("alias")) is not None and not _ALIAS.fullmatch(alias):
+        raise BadUsage(f"{lines.where(row, 'alias')}: {path}.alias: {alias!r} is no name for a model")
+    body["extra"] = tuple(str(word) for word in body.get("extra", ()))
+    return Entry(**body)
