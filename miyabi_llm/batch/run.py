@@ -85,19 +85,18 @@ def _begin(job: Job, found: Input, on_event: OnEvent) -> tuple[state.State, Scan
         with explained(target):  # the answers go first: a state without them is a batch that has none yet
             target.unlink(missing_ok=True)
             state.beside(target).unlink(missing_ok=True)
+    written = target.exists() and target.stat().st_size > 0
     now = state.load(target)
-    if now is None:
-        if target.exists() and target.stat().st_size:
-            raise BadUsage(
-                f"{target} exists and is no output of a batch: {state.beside(target)} is missing",
-                hint="Write to another file with -o, or drop what it holds with --restart.",
-            )
+    if now is None and written:
+        raise BadUsage(
+            f"{target} exists and is no output of a batch: {state.beside(target)} is missing",
+            hint="Write to another file with -o, or drop what it holds with --restart.",
+        )
+    if now is None or not written:  # an earlier run that got no answer binds nobody
         now = state.State.of(found)
         state.save(target, now)
         return now, Scan()
     state.check(target, now, found)
-    if not target.exists():
-        return now, Scan()
     seen = scan.scan(target, found.ids, retry_failed=job.retry_failed)
     if seen.damaged:
         lines = ", ".join(map(str, seen.damaged[:10]))

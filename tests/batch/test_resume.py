@@ -151,6 +151,14 @@ def test_another_input_or_other_options_are_refused(job: batch.Job) -> None:
     assert list(read(job.target)) == ["a"]
 
 
+def test_a_run_without_an_answer_binds_nobody(job: batch.Job) -> None:
+    with batch.opened(job):
+        pass
+    write(job.source, [request("a", "new")])
+    with serving() as server:
+        assert go(replace(job, shape=batch.Shape(max_tokens=3)), server, model="x").done == 1
+
+
 def test_a_file_that_is_no_output_is_left_alone(job: batch.Job) -> None:
     job.target.write_text("my diary\n")
     with pytest.raises(BadUsage, match="is no output of a batch"), batch.opened(job):
