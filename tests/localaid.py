@@ -4,7 +4,8 @@ As a program: `local-ai run --address H:P --models-path DIR …`, `--version`, `
 It reads the configurations in its models folder once, at its start, refuses paths that leave the folder, offers loose
 files without a known ending, wants an engine's folder before it loads, keeps what is loaded, and unloads it when idle.
 Started with `python -I -S`. LOCALAI_API_KEY, LOCALAI_WATCHDOG_IDLE and …_TIMEOUT are honoured.
-Test switches come as files in the models folder: `.starting` (readyz 503 while it is there).
+Test switches: a file `.starting` in the models folder (readyz 503 while it is there); a model that begins with CRASH
+or SLEEP ends or keeps the server that loads it.
 """
 
 import argparse
@@ -61,6 +62,11 @@ class LocalAI:
         if not (self.engines / config["backend"]).is_dir():
             return f"backend not found: {config['backend']}"
         model = self.folder / config["parameters"]["model"]
+        if model.read_bytes()[:5] == b"CRASH":
+            print("SIGILL: illegal instruction", file=sys.stderr, flush=True)
+            os._exit(132)
+        if model.read_bytes()[:5] == b"SLEEP":
+            time.sleep(60)
         for file in (model, *(model.parent / config[k] for k in ("mmproj", "lora_adapter") if config.get(k))):
             if not file.exists() or file.read_bytes()[:4] != b"GGUF":
                 return f"could not load model: rpc error: code = Unknown desc = failed loading {file.name}"

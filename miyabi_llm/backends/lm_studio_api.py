@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from miyabi_llm.backends.base import ModelState
 from miyabi_llm.backends.llama_cpp import model_files
@@ -15,6 +16,7 @@ from miyabi_llm.backends.lm_studio_place import GREETING, INSTALL_HINT, find_lms
 from miyabi_llm.backends.near import refuse_far
 from miyabi_llm.backends.wire import LOAD_S, LOOK_S, Wire, words_of
 from miyabi_llm.errors import BackendMissing, ModelMissing, ServerFailed
+from miyabi_llm.proc.ports import is_loopback
 from miyabi_llm.tools.command import complete
 from miyabi_llm.types import Endpoint, Event, OnEvent, ServeSpec
 
@@ -56,7 +58,7 @@ class LmStudioControl(Wire):
             if keep_s is None and ctx in (None, before.ctx):
                 return before
             self.unload(name)  # a second load would be a second instance beside it
-        if path := self._path_of(name):
+        if self._lms_here() is not None and (path := self._path_of(name)):
             self._load(path, name, ctx, keep_s)
         elif before is None and self._find(name) is None:
             raise ModelMissing(f"LM Studio does not know {name!r}", hint="`lms ls` lists what it has.")
@@ -142,6 +144,11 @@ class LmStudioControl(Wire):
             raise ServerFailed(f"{self.endpoint.base_url} says: {words}", status=200)
         return answer
 
+    def _lms_here(self) -> Path | None:
+        """`lms`, which knows the daemon of this machine only; None for a server of another one."""
+        here = is_loopback(urlsplit(self.endpoint.base_url).hostname or "")
+        return find_lms(None, Path.home()) if here else None
+
     def _lms(self, *words: str, timeout: float) -> str:
         code, said = self._try(*words, timeout=timeout)
         if code != 0:
@@ -149,9 +156,9 @@ class LmStudioControl(Wire):
         return said
 
     def _try(self, *words: str, timeout: float) -> tuple[int | None, str]:
-        program = find_lms(None, Path.home())
+        program = self._lms_here()
         if program is None:
-            raise BackendMissing("`lms`, the command of LM Studio, is not found", hint=INSTALL_HINT)
+            raise BackendMissing("`lms`, the command of LM Studio, is not on its machine", hint=INSTALL_HINT)
         ran = complete((str(program), *words), timeout=timeout)
         return ran.code, _COLOUR.sub("", f"{ran.text.strip()} {ran.trouble or ''}".strip())
 

@@ -48,7 +48,7 @@ def wait_ready(child: Child, plan: LaunchPlan, limits: Limits, on_event: OnEvent
             if probe.healthy() and child.poll() is None:
                 if not given:
                     _refuse_stranger(child, plan)
-                    hand_over(plan, on_event)
+                    _hand_over(child, plan, on_event, cancelled)
                     given = True
                 if _proven(child, plan, probe, limits):
                     return time.monotonic() - begin
@@ -56,6 +56,19 @@ def wait_ready(child: Child, plan: LaunchPlan, limits: Limits, on_event: OnEvent
             if activity.silent_for() > limits.silent_s or waited > limits.load_s:
                 raise _too_slow(child, plan, activity.silent_for(), waited)
             child.wait(QUICK if waited < QUICK_FOR else SLOW)
+
+
+def _hand_over(child: Child, plan: LaunchPlan, on_event: OnEvent, cancelled: threading.Event) -> None:
+    """Hand the plan's model over; when that breaks off, say why: we were stopped, the server died, or it said no."""
+    try:
+        hand_over(plan, on_event)
+    except MiyabiError:
+        ended = child.wait(QUICK)  # a server that dies breaks the connection first
+        if cancelled.is_set():
+            raise Stopped(f"{plan.endpoint.model}: stopped while it was loading") from None
+        if ended is not None:
+            raise explain(plan, ended, child.tail(), ready=False) from None
+        raise
 
 
 def _proven(child: Child, plan: LaunchPlan, probe: Probe, limits: Limits) -> bool:

@@ -280,6 +280,18 @@ def test_models_of_its_own_by_their_keys(fake: Room) -> None:
             time.sleep(0.1)
 
 
+def test_without_lms_its_own_models_still_load(fake: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = planned(fake)
+    serve.attach(plan)
+    with LmStudio().control(plan.endpoint) as control, monkeypatch.context() as bare:
+        control.unload("tiny:1")
+        bare.setenv("PATH", "/nowhere")
+        (key,) = (m.name for m in control.models())
+        assert control.load(key, ctx=640).ctx == 640
+        with pytest.raises(BackendMissing, match="`lms`"):
+            control.add(fake.spec(1, "other"), silent)
+
+
 def test_an_older_one_lists_and_says_200_to_what_it_does_not_know(fake: Room) -> None:
     plan = planned(fake)
     serve.attach(plan)

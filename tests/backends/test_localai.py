@@ -11,9 +11,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miyabi_llm import serve
-from miyabi_llm.backends.base import Detected, Unsupported
+from miyabi_llm.backends.base import Detected, InstallOptions, Unsupported
 from miyabi_llm.backends.localai import ENGINE, ENGINES, LocalAI, configuration
 from miyabi_llm.backends.localai_api import LocalAIControl, read_names, read_status
 from miyabi_llm.errors import BackendMissing, BadUsage, ModelMissing, NetworkError, ServerFailed, Unsafe
 from miyabi_llm.serve import Limits
+from miyabi_llm.serve.ready import Stopped
+from miyabi_llm.serve.supervisor import Supervisor
 from miyabi_llm.tools.program import Program
-from miyabi_llm.types import Adapter, Endpoint, LaunchPlan, Secret
+from miyabi_llm.types import Adapter, Endpoint, Event, LaunchPlan, Secret, silent
 from tests.serve.conftest import all_gone, free_port, processes
 from tests.tools.stubs import script
 
@@ -133,6 +137,24 @@ def test_detection(tmp_path: Path) -> None:
     assert LocalAI().plan(room.spec(1), found).notes == ()
 
 
+def test_a_package_manager_installs_it_where_there_is_one(tmp_path: Path) -> None:
+    room = stand_in(tmp_path, "kept", "localaid.py")
+    script(tmp_path / "bin/brew", f'echo "==> Pouring $2"; mv "{tmp_path}/bin/kept" "{tmp_path}/bin/local-ai"')
+    events: list[Event] = []
+    program = LocalAI().install(room.settings, events.append, InstallOptions())
+    assert (program.name, program.version) == ("local-ai", "4.9.0")
+    assert "==> Pouring localai" in [e.message for e in events]
+    assert LocalAI().install(room.settings, events.append, InstallOptions()) == program
+
+
+def test_a_package_manager_that_fails_leaves_the_steps(tmp_path: Path) -> None:
+    room = stand_in(tmp_path, "other", "localaid.py")
+    script(tmp_path / "bin/brew", "echo 'Error: no bottle'; exit 1")
+    with pytest.raises(BackendMissing, match="ended with 1: Error: no bottle") as e:
+        LocalAI().install(room.settings, silent, InstallOptions())
+    assert "chmod +x" in (e.value.hint or "")
+
+
 def test_a_broken_program_is_passed_over(tmp_path: Path) -> None:
     script(tmp_path / "bin/local-ai", "exit 3")
     room = stand_in(tmp_path, "other", "localaid.py")
@@ -232,6 +254,33 @@ def test_a_file_it_cannot_load_is_said_in_its_words(tmp_path: Path) -> None:
         pass
 
 
+def test_a_server_that_dies_while_it_loads_has_its_last_words(tmp_path: Path) -> None:
+    (tmp_path / "cache/localai-engines/llama-cpp").mkdir(parents=True)
+    room = stand_in(tmp_path, "local-ai", "localaid.py")
+    room.model.write_bytes(b"CRASH")
+    with (
+        pytest.raises(ServerFailed, match="SIGILL: illegal instruction"),
+        serve.running(plan_for(room), room.settings, limits=LIMITS),
+    ):
+        pass
+
+
+def test_a_stop_while_it_loads_is_a_stop(tmp_path: Path) -> None:
+    """Not an error about a connection that broke."""
+    (tmp_path / "cache/localai-engines/llama-cpp").mkdir(parents=True)
+    room = stand_in(tmp_path, "local-ai", "localaid.py")
+    room.model.write_bytes(b"SLEEP")
+    supervisor = Supervisor(
+        plan_for(room), room.settings.env, tmp_path / "log", LIMITS, lambda event: loading.set(), lambda status: None
+    )
+    loading = threading.Event()
+    threading.Thread(target=lambda: (loading.wait(20), time.sleep(0.5), supervisor.stop(0.0)), daemon=True).start()
+    with pytest.raises(Stopped):
+        supervisor.start()
+    supervisor.stop(0.0)
+    assert not processes(str(room.home / "work"))
+
+
 def test_links_of_an_earlier_start_are_replaced(tmp_path: Path) -> None:
     (tmp_path / "cache/localai-engines/llama-cpp").mkdir(parents=True)
     room = stand_in(tmp_path, "local-ai", "localaid.py")
@@ -266,6 +315,27 @@ def test_what_its_engine_says_about_memory() -> None:
 def test_commands_go_to_near_servers_only(url: str) -> None:
     with pytest.raises(Unsafe):
         LocalAI().control(Endpoint(url, "m"))
+
+
+def test_a_redirect_is_not_followed() -> None:
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(302)
+            self.send_header("location", "http://127.0.0.1:1/v1/models")
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        with (
+            LocalAI().control(Endpoint(f"http://127.0.0.1:{server.server_port}", "m")) as control,
+            pytest.raises(ServerFailed, match="302"),
+        ):
+            control.models()
+        server.shutdown()
 
 
 def test_nobody_there() -> None:
