@@ -1,0 +1,1 @@
+"""The gate: whether what is measured may pass, with an answer for each case, `cannot tell` among them."""
