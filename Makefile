@@ -48,6 +48,7 @@ bench: $(VENV)/.test ## the benchmarks: they print ratios
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/pull.py
 	$(BIN)/python benchmarks/serve.py
+	$(BIN)/python benchmarks/fit.py
 	$(BIN)/python benchmarks/batch.py
 
 clean: ## remove what make made here; models and builds in the user's directories stay
