@@ -1,6 +1,6 @@
 """The memory estimate against the real llama-server: what it allocates, and what is resident after a prompt.
 
-    python benchmarks/fit.py [MODEL ...]
+    python benchmarks/fit.py [--full] [MODEL ...]
 
 Models are stored ones, or GGUF files. Without any, gemma3:270m is pulled into the tests' store, below the user's cache.
 Two comparisons, each with the estimate's error (above zero: too high):
@@ -9,8 +9,8 @@ Two comparisons, each with the estimate's error (above zero: too high):
 - resident: RssAnon + RssFile of the process after a prompt, against the whole estimate, the built-in figure for the
   program included (no correction by earlier measurements).
 
-A prompt fills the whole context of models up to 500 MB; of larger ones it has 600 tokens, for a processor would need
-many minutes: part of the working memory is not touched then. Earlier prompts are not kept (`--cache-ram 0`): they
+A prompt fills the context of models up to 500 MB, 8192 tokens at most unless `--full` (minutes on a processor); of
+larger ones it has 600 tokens: part of the working memory is not touched then. Earlier prompts are not kept (`--cache-ram 0`): they
 would grow the process on top of what is compared.
 """
 
@@ -43,6 +43,7 @@ from miyabi_llm.types import Artifact, LaunchPlan
 MIB = 1 << 20
 CASES = ((2048, "f16"), (8192, "f16"), (32768, "f16"), (8192, "q8_0"))
 FILLED = 500_000_000  # bytes of a model whose context is filled
+MOST = 8192  # tokens of a prompt without --full
 SHORT = 600  # tokens of the prompt for larger ones
 EXTRA = ("--cache-ram", "0", "--ctx-checkpoints", "0")
 
@@ -87,14 +88,15 @@ def measure(plan: LaunchPlan, settings: Settings, tokens: int) -> tuple[Buffers,
     return told, seen
 
 
-def row(artifact: Artifact, store: Store, settings: Settings, case: tuple[int, str]) -> str:
+def row(artifact: Artifact, store: Store, settings: Settings, case: tuple[int, str], *, full: bool) -> str:
     """One line of the table."""
     ctx, kv_type = case
     wanted = plans.Wanted(backend="llama-cpp", ctx=ctx, kv_type=kv_type, extra=EXTRA)
     plan = plans.make(artifact, store, settings, wanted)
     assert plan.memory is not None
     needed = replace(plan.memory, runtime=RUNTIME)
-    tokens = ctx - 16 if artifact.size <= FILLED else SHORT
+    filled = ctx - 16 if full else min(ctx, MOST) - 16
+    tokens = filled if artifact.size <= FILLED else SHORT
     told, seen = measure(plan, settings, tokens)
     ours = needed.total - needed.runtime
     cells = (
@@ -130,10 +132,10 @@ def main() -> None:
     first = ("MODEL".ljust(24), "   CTX", "KV   ", " BUFFERS", "  LOGGED", "  ERROR")
     head = (*first, " PROMPT", "   TOTAL", "RESIDENT", "  ERROR")
     print("  ".join(head))
-    for artifact, store in models(sys.argv[1:], settings):
+    for artifact, store in models([name for name in sys.argv[1:] if name != "--full"], settings):
         with store.lease(artifact):
             for case in CASES:
-                print(row(artifact, store, settings, case), flush=True)
+                print(row(artifact, store, settings, case, full="--full" in sys.argv), flush=True)
 
 
 if __name__ == "__main__":
