@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
 from miyabi_llm.connect.values import Keys
 
+_BREAKS = re.compile("[\x85\u2028\u2029]")
 WIDTH = 1 << 20  # characters: a long path stays on its line
 
 
@@ -25,11 +28,13 @@ def has(text: str, keys: Keys) -> bool:
     return _find(text, keys[0]) is not None
 
 
-def dump(value: Any) -> str:
-    """A value in block style."""
+def dump(value: Any, *, flow: bool = False) -> str:
+    """A value in block style, or in flow style on one line."""
     import yaml
 
-    return str(yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=WIDTH))
+    # the rarer line breaks are not read back as they were written, unless they are escaped with all other letters
+    readable = not _BREAKS.search(json.dumps(value, ensure_ascii=False))
+    return str(yaml.safe_dump(value, default_flow_style=flow, sort_keys=False, allow_unicode=readable, width=WIDTH))
 
 
 def _key(text: str, key: str, value: Any) -> str:
@@ -51,7 +56,7 @@ def _item(text: str, key: str, name: str, value: dict[str, Any]) -> str:
     if old is not None and _load(old) == value:
         return text
     # a block list's items are indented alike, and an item's keys by where its first key stands
-    dash = found.start_mark.column
+    dash = int(found.start_mark.column)
     body = dump([value]).replace("\n", "\n" + " " * dash).rstrip(" ").rstrip("\n")
     if old is not None:
         begin = text.rindex("-", 0, int(old.start_mark.index))
@@ -61,13 +66,11 @@ def _item(text: str, key: str, name: str, value: dict[str, Any]) -> str:
 
 
 def _flow(text: str, found: Any, name: str, value: dict[str, Any]) -> str:
-    import yaml
-
     items = [_load(item) for item in found.value]
     if any(item == value for item in items):
         return text
     items = [item for item in items if item.get("name") != name] + [value]
-    line = yaml.safe_dump(items, default_flow_style=True, sort_keys=False, allow_unicode=True, width=WIDTH)
+    line = dump(items, flow=True)
     start, end = int(found.start_mark.index), int(found.end_mark.index)
     return text[:start] + str(line).rstrip("\n") + text[end:]
 
