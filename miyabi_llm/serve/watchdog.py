@@ -19,12 +19,15 @@ class Watchdog:
 
     Progress is: a request in progress moved on (`/slots`), or a token came when asked. An idle server is asked once
     after each burst of work: one that nobody used since it last answered is left alone, so that the probe costs no
-    user his cached prompt. Without progress for `stall_s` a server is wedged, for PATIENCE times that if it computes.
+    user his cached prompt. One that unloads its model when idle and does not tell about its requests is asked only
+    after it computed: else our question would keep the model in memory. Without progress for `stall_s` a server is
+    wedged, for PATIENCE times that if it computes.
     """
 
     def __init__(self, plan: LaunchPlan, limits: Limits) -> None:
         self._probe, self._limits = Probe(plan), limits
         self._every = min(limits.probe_every_s, limits.stall_s)
+        self._sleepy = plan.handover is not None and bool(plan.handover.keep_s)
         self.reset()
 
     def __enter__(self) -> Watchdog:
@@ -44,6 +47,10 @@ class Watchdog:
     def wedged(self, child: Child) -> str:
         """Why the server counts as wedged; empty when it does not, or it is not yet time to look."""
         if time.monotonic() < self._due:
+            return ""
+        if self._sleepy and not self._computes(child, time.monotonic()):
+            self._moved = time.monotonic()
+            self._due = self._moved + self._every
             return ""
         why = self._look()
         now = time.monotonic()

@@ -222,8 +222,10 @@ def test_a_key_is_demanded(room: Room) -> None:
 
 
 def test_an_idle_model_goes(room: Room) -> None:
+    """The supervisor looks often, and does not keep it awake."""
+    often = replace(LIMITS, probe_every_s=0.2)
     with (
-        serve.running(plan_for(room, keep_s=1.0), room.settings, limits=LIMITS) as endpoint,
+        serve.running(plan_for(room, keep_s=1.0), room.settings, limits=often) as endpoint,
         LocalAI().control(endpoint) as control,
     ):
         deadline = time.monotonic() + 20
