@@ -37,6 +37,12 @@ def _vllm() -> Backend:
     return Vllm()
 
 
+def _ollama() -> Backend:
+    from miyabi_llm.backends.ollama import Ollama
+
+    return Ollama()
+
+
 def _lm_studio() -> Backend:
     from miyabi_llm.backends.lm_studio import LmStudio
 
@@ -60,6 +66,7 @@ def _embedded() -> Backend:
 _OWN: dict[str, Callable[[], Backend]] = {
     "llama-cpp": _llama_cpp,
     "vllm": _vllm,
+    "ollama": _ollama,
     "lm-studio": _lm_studio,
     "localai": _localai,
     "embedded": _embedded,

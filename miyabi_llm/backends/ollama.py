@@ -114,6 +114,7 @@ class Ollama:
             health_path="/",
             ctx=ctx,
             notes=notes,
+            links=_links(spec, models),  # taken away at the end: the folder stays, and must not hold a model's bytes
             handover=given,
         )
 
@@ -125,7 +126,7 @@ class Ollama:
             )
         models = found.models if isinstance(found, Found) else None
         given = replace(spec, attach=True, work=models)
-        said = f"attached to the Ollama on {running.base_url}: stopping us leaves it running. {OWN_PORT}"
+        said = f"the Ollama on {running.base_url} runs already: it is used, and left running"
         return LaunchPlan(
             backend=self.name,
             argv=None,
@@ -191,6 +192,14 @@ def _refuse(spec: ServeSpec) -> None:
     if spec.kv_type is not None and spec.kv_type not in KV_TYPES:
         raise Unsupported(f"Ollama has no KV cache of type {spec.kv_type}", hint=f"Types: {', '.join(KV_TYPES)}.")
     check_adapters(len(spec.adapters))
+
+
+def _links(spec: ServeSpec, models: Path | None) -> Mapping[Path, Path]:
+    """The model's blobs under the names the server knows them by."""
+    if models is None:
+        return {}
+    ggufs = [f for f in spec.artifact.files if f.name in spec.files and f.name.lower().endswith(".gguf")]
+    return {models / "blobs" / f"sha256-{f.sha256}": spec.files[f.name] for f in ggufs}
 
 
 def _environment(spec: ServeSpec, models: Path | None) -> Mapping[str, str | Secret]:

@@ -58,6 +58,7 @@ class TestPlan:
         assert (plan.health_path, plan.ctx) == ("/", 4096)
         assert plan.endpoint.base_url == "http://127.0.0.1:8099"
         assert plan.endpoint.model == "qwen2.5-coder:1.5b"
+        assert plan.links == {Path(f"/w/ollama/blobs/sha256-{'0' * 64}"): Path("/s/m")}
         assert plan.handover is not None
         assert (plan.handover.work, plan.handover.attach) == (Path("/w/ollama"), False)
 
@@ -68,7 +69,7 @@ class TestPlan:
         assert plan.endpoint == replace(RUNS, model="miyabi/qwen2.5-coder:1.5b")
         assert plan.handover is not None
         assert (plan.handover.work, plan.handover.ctx) == (FOUND.models, 8192)
-        assert "stopping us leaves it running" in plan.notes[-1]
+        assert "left running" in plan.notes[-1]
         assert Ollama().plan(spec(attach=False), RUNNING).argv is not None
 
     def test_a_name_with_and_without_a_folder_of_its_own(self) -> None:

@@ -48,4 +48,4 @@ def test_install_without_a_compiler(tmp_path: Path) -> None:
 
 
 def test_install_of_another_name(tmp_path: Path) -> None:
-    assert run(tmp_path, "install", "ollama").returncode == 2
+    assert run(tmp_path, "install", "nonsense").returncode == 2
