@@ -17,9 +17,12 @@ import llama_cpp
 from llama_cpp import llama_chat_format, llama_grammar
 
 from miyabi_llm.embedded.asked import Ask, Refused, bad
-from miyabi_llm.embedded.text import Text
+from miyabi_llm.embedded.guided import Guided
+from miyabi_llm.embedded.text import Text, depth
 
 PIECE = 256  # bytes of a token's text at first; longer ones say how long they are
+GRAMMAR = 256 << 10  # characters of a grammar
+NESTED = 2000  # groups in groups: llama.cpp's parser calls itself for each, until the stack ends the process
 BATCH = 512  # tokens of a prompt that are computed at once, as llama-server's physical batch
 
 
@@ -59,11 +62,18 @@ class Model(llama_cpp.Llama):  # type: ignore[misc]  # the library ships no type
     """A model that counts the tokens it computes."""
 
     computed = 0
+    guided: Guided | None = None
 
     def eval(self, tokens: Sequence[int]) -> None:
         """Compute `tokens`, which follow those computed before."""
         self.computed += len(tokens)
         super().eval(tokens)
+
+    def sample(self, *args: Any, **kwargs: Any) -> int:
+        """The next token; `guided` draws it when the answer must follow a grammar."""
+        if self.guided is None or self._sampler is None:
+            return int(super().sample(*args, **kwargs))
+        return self.guided.draw(self._sampler.sampler, self.ctx)
 
 
 class Engine:
@@ -116,7 +126,7 @@ class Engine:
                 n_prompt_tokens=len(tokens),
                 n_ctx=self.ctx,
             )
-        return Prompt(tokens, ask, None if ask.schema is None else _grammar(ask.schema))
+        return Prompt(tokens, ask, None if ask.schema is None else self._grammar(ask.schema))
 
     def tokens(self, ask: Ask) -> tuple[int, ...]:
         """The prompt of a request as the model gets it, however long. Raises Refused."""
@@ -169,6 +179,7 @@ class Engine:
 
     def _generate(self, prompt: Prompt) -> Any:
         how = prompt.ask.sampling
+        self._model.guided = Guided(self._model.n_vocab()) if prompt.grammar is not None else None
         return self._model.generate(
             prompt.tokens,
             temp=how.temperature,
@@ -214,6 +225,20 @@ class Engine:
                 return buffer.raw[:n]
             size = -n
 
+    def _grammar(self, schema: str) -> Any:
+        try:
+            text = llama_grammar.json_schema_to_gbnf(schema) if schema else llama_grammar.JSON_GBNF
+        except Exception as e:  # the library's converter raises whatever a strange schema makes of it
+            raise bad(f"response_format: this schema cannot be followed: {type(e).__name__}: {e}") from e
+        if len(text) > GRAMMAR or depth(text) > NESTED:
+            raise bad("response_format: this schema is too large: its texts and lists may be long, or it is deep")
+        # llama.cpp makes nothing of a grammar it does not understand, and the library would go on with the nothing
+        tried = llama_cpp.llama_sampler_init_grammar(self._vocab, text.encode(), b"root")
+        if not tried:
+            raise bad("response_format: llama.cpp does not understand the grammar of this schema")
+        llama_cpp.llama_sampler_free(tried)
+        return llama_grammar.LlamaGrammar.from_string(text, verbose=False)
+
     def _chat_template(self) -> Any:
         template = self._model.metadata.get("tokenizer.chat_template")
         if not template:
@@ -235,15 +260,6 @@ class Engine:
             raise bad(f"the model's chat template refuses these messages: {e}") from e
         # the tokenizer puts the first token there by itself, for models that want it
         return text.removeprefix(self._template.bos_token) if self._template.bos_token else text
-
-
-def _grammar(schema: str) -> Any:
-    try:
-        if not schema:
-            return llama_grammar.LlamaGrammar.from_string(llama_grammar.JSON_GBNF, verbose=False)
-        return llama_grammar.LlamaGrammar.from_json_schema(schema, verbose=False)
-    except Exception as e:  # the library's converter raises whatever a strange schema makes of it
-        raise bad(f"response_format: this schema cannot be followed: {type(e).__name__}: {e}") from e
 
 
 def _ggml_type(name: str) -> int:

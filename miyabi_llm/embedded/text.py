@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Sequence
+from itertools import accumulate
 
 
 class Text:
@@ -39,6 +41,15 @@ class Text:
         cut = len(text) - keep
         self._held = text[cut:]
         return text[:cut]
+
+
+_LITERAL = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]')
+
+
+def depth(grammar: str) -> int:
+    """How deep the groups of a GBNF grammar lie in each other."""
+    steps = (1 if c == "(" else -1 for c in _LITERAL.sub("", grammar) if c in "()")
+    return max(accumulate(steps), default=0)
 
 
 def _beginning(text: str, stop: str) -> int:

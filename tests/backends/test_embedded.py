@@ -28,7 +28,6 @@ from miyabi_llm.errors import BackendMissing, BadUsage, PromptTooLong, ServerFai
 from miyabi_llm.refs import ModelRef
 from miyabi_llm.serve.probe import Probe
 from miyabi_llm.store import Store
-from miyabi_llm.tools import embedded
 from miyabi_llm.tools.program import Program
 from miyabi_llm.types import Adapter, Artifact, Endpoint, LaunchPlan, Secret, ServeSpec, StoredFile, plain
 from tests.conftest import CI, USER
@@ -224,6 +223,11 @@ def test_a_prompt_that_does_not_fit_is_refused_with_the_numbers(server: Server) 
         ({"tools": [{"type": "function"}]}, 400, "tools"),
         ({"response_format": {"type": "xml"}}, 400, "response_format"),
         ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"$ref": "x"}}}}, 400, "schema"),
+        (
+            {"response_format": {"type": "json_object", "schema": {"type": "string", "pattern": "^[z-a]+$"}}},
+            400,
+            "schema",
+        ),
         ({"model": "another"}, 404, "model"),
     ],
 )
@@ -393,9 +397,3 @@ def test_a_real_chat(found: Detected, real_store: Store, tmp_path: Path) -> None
             assert "Tokyo" in "".join(d.text for d in client.chat(ask, {"temperature": 0, "max_tokens": 8}))
             with pytest.raises(PromptTooLong):
                 list(client.chat([Message("user", "word " * 1200)]))
-
-
-def test_the_script_is_where_the_program_says(found: Detected) -> None:
-    assert found.program is not None
-    assert str(embedded.SCRIPT) in found.program.argv
-    assert found.version
