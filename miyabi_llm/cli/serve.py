@@ -204,6 +204,7 @@ def _foreground(
 
 
 def _attached(plan: LaunchPlan, *, as_json: bool) -> None:
+    from miyabi_llm import backends
     from miyabi_llm import serve as verb
     from miyabi_llm.cli import progress, show
 
@@ -213,7 +214,8 @@ def _attached(plan: LaunchPlan, *, as_json: bool) -> None:
     if plan.wake:
         show.note(f"{plan.backend} is a daemon of its own: it goes on, and `miyabi-llm stop` does not end it")
     else:
-        show.note(f"{plan.backend} was running already and goes on; --port N starts one of our own")
+        own = "; --port N starts one of our own" if backends.get(plan.backend).capabilities.start else ""
+        show.note(f"{plan.backend} was running already and goes on{own}")
 
 
 def _detached(

@@ -368,5 +368,5 @@ def test_the_command_hands_over_and_says_that_it_goes_on(fake: Room) -> None:
     assert said.stdout == "hello there\n"
     assert json.loads(cli("ps", "--json").stdout) == []  # not ours
     again = cli(*serving)
-    assert "was running already" in again.stderr
+    assert "was running already and goes on\n" in again.stderr  # and there is no second one to start
     assert "demands no key" in cli(*serving, "--detach").stderr
