@@ -10,8 +10,8 @@ Two comparisons, each with the estimate's error (above zero: too high):
   program included (no correction by earlier measurements).
 
 A prompt fills the context of models up to 500 MB, 8192 tokens at most unless `--full` (minutes on a processor); of
-larger ones it has 600 tokens: part of the working memory is not touched then. Earlier prompts are not kept (`--cache-ram 0`): they
-would grow the process on top of what is compared.
+larger ones it has 600 tokens: part of the working memory is not touched then. Earlier prompts are not kept
+(`--cache-ram 0`): they would grow the process on top of what is compared.
 """
 
 from __future__ import annotations
