@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import pytest
 from miyabi_llm import serve
 from miyabi_llm.backends.base import Detected, Unsupported
 from miyabi_llm.backends.embedded import Embedded
-from miyabi_llm.client import Client
+from miyabi_llm.client import Client, Message
 from miyabi_llm.config import Settings
 from miyabi_llm.errors import BackendMissing, BadUsage, PromptTooLong, ServerFailed
 from miyabi_llm.refs import ModelRef
@@ -113,9 +113,6 @@ def busy(server: Server) -> None:
         time.sleep(0.02)
 
 
-# The plan: pure.
-
-
 def test_a_whole_plan() -> None:
     plan = Embedded().plan(spec(Path("/m/m.gguf"), threads=3, ctx=4096, kv_type="q8_0", key=Secret("k"), gpus=1), FOUND)
     assert plan.argv == (
@@ -198,6 +195,9 @@ def test_an_answer_follows_a_schema(server: Server) -> None:
     shape = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     body = server.ask(TOKYO | {"response_format": shape, "max_tokens": 40, "seed": 1}).json()
     assert isinstance(json.loads(body["choices"][0]["text"])["n"], int)
+    dead_end = {"type": "json_object", "schema": {"type": "string", "pattern": "^[z-a]+$"}}
+    told = events(server.ask(TOKYO | {"response_format": dead_end, "stream": True}).text)
+    assert "error" in told[-1], "a failure in the middle is an event, and no [DONE] follows"
 
 
 def test_a_prompt_that_does_not_fit_is_refused_with_the_numbers(server: Server) -> None:
@@ -389,9 +389,7 @@ def test_a_real_chat(found: Detected, real_store: Store, tmp_path: Path) -> None
         streamed = events(s.ask(question | {"stream": True}, "/v1/chat/completions").text)
         assert streamed[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
         assert streamed[-1] == "[DONE]"
-        with Client(replace(s.endpoint)) as client:
-            from miyabi_llm.client import Message
-
+        with Client(s.endpoint) as client:
             ask = [Message("user", "The capital of Japan? One word.")]
             assert client.count_prompt(ask) == told["usage"]["prompt_tokens"]
             assert "Tokyo" in "".join(d.text for d in client.chat(ask, {"temperature": 0, "max_tokens": 8}))
