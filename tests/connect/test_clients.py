@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import string
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from miyabi_llm import config, connect
 from miyabi_llm.config import Settings
@@ -198,3 +201,22 @@ def test_exports_are_words_of_a_shell(target: Target, settings: Settings) -> Non
     )
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=10)
     assert done.stdout == f"openai/a b'c$d|{KEY}"
+
+
+WORD = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=15)
+SECRET = st.text(string.ascii_letters + string.digits, min_size=20, max_size=30)
+READ = {"json": json.loads, "toml": tomllib.loads, "yaml": yaml.safe_load, "env": str}
+
+
+@given(WORD, WORD, SECRET, st.sampled_from(["claude-code", "codex", "opencode", "continue"]))
+def test_any_name_and_path_is_read_back_and_no_key_is_shown(model: str, path: str, key: str, client: str) -> None:
+    home = config.load({"HOME": "/nobody"}, file=False)
+    file = Path("/run") / path.replace("/", "-")
+    endpoint = Endpoint("http://127.0.0.1:8080", model, ("openai", "anthropic"), Secret(key), file, "llama-cpp")
+    told = connect.connection(client, Target(endpoint, 8192, KeySource(file)), home)
+    for settings in told.files:
+        text = connect.preview(settings)
+        assert key not in text
+        read = READ[settings.form](text)
+        if settings.form != "env":
+            assert read == settings.values
