@@ -6,10 +6,11 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from hypothesis import strategies as st
 
 from miyabi_llm import config
 from miyabi_llm.config import Settings
@@ -21,6 +22,12 @@ from tests.tools.stubs import script
 
 TESTS = Path(__file__).parent.parent
 SYSTEM = "/usr/bin:/bin"
+# Whatever a server may say.
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
 
 
 @dataclass(frozen=True)
@@ -36,8 +43,6 @@ class Room:
         file = StoredFile(self.model.name, hash_file(self.model), self.model.stat().st_size)
         artifact = Artifact(ModelRef.parse(f"file:{self.model}"), "gguf", (file,), "local", "test", "2026-01-01")
         made = ServeSpec(artifact, {file.name: self.model}, alias, "127.0.0.1", port, ctx=512, work=self.home / "work")
-        from dataclasses import replace
-
         return replace(made, **fields)  # type: ignore[arg-type]
 
 

@@ -33,9 +33,8 @@ from miyabi_llm.types import Adapter, Endpoint, LaunchPlan, Secret, silent
 from tests.serve.conftest import free_port
 from tests.tools.stubs import script
 
-from .programs import Room, real, stand_in
+from .programs import JSON, Room, real, stand_in
 from .test_llama_cpp import spec as gguf
-from .test_localai import JSON
 
 LMS = Program("lms", Path("/b/lms"), ("/b/lms",), "07b7252", "path")
 ASLEEP = Detected("lm-studio", True, program=LMS)

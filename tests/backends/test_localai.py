@@ -15,24 +15,21 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from miyabi_llm import serve
 from miyabi_llm.backends.base import Detected, InstallOptions, Unsupported
-from miyabi_llm.backends.localai import ENGINE, ENGINES, LocalAI, configuration
-from miyabi_llm.backends.localai_api import LocalAIControl, read_names, read_status
-from miyabi_llm.errors import BackendMissing, BadUsage, ModelMissing, NetworkError, ServerFailed, Unsafe
+from miyabi_llm.backends.localai import ENGINE, ENGINES, LocalAI
+from miyabi_llm.backends.localai_api import LocalAIControl
+from miyabi_llm.errors import BackendMissing, BadUsage, ModelMissing, ServerFailed
 from miyabi_llm.serve import Limits
 from miyabi_llm.serve.ready import Stopped
 from miyabi_llm.serve.supervisor import Supervisor
 from miyabi_llm.tools.program import Program
-from miyabi_llm.types import Adapter, Endpoint, Event, LaunchPlan, Secret, silent
+from miyabi_llm.types import Adapter, Event, LaunchPlan, Secret, silent
 from tests.serve.conftest import all_gone, free_port, processes
 from tests.tools.stubs import script
 
@@ -41,15 +38,6 @@ from .test_llama_cpp import spec as gguf
 
 FOUND = Detected("localai", True, program=Program("local-ai", Path("/b/local-ai"), ("/b/local-ai",), "4.9.0", "path"))
 LIMITS = Limits(silent_s=20, load_s=120, first_token_s=60, grace_s=2.0, backoff_s=0.05)
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
-    max_leaves=12,
-)
-FIELDS = ("data", "loaded_models", "id", "memory", "breakdown", "gopsutil-RSS", "total", "state")
-SHAPED = st.recursive(
-    JSON, lambda i: st.dictionaries(st.sampled_from(FIELDS), i) | st.lists(i, max_size=3), max_leaves=9
-)
 
 
 def planned(**fields: Any) -> LaunchPlan:
@@ -292,65 +280,6 @@ def test_links_of_an_earlier_start_are_replaced(tmp_path: Path) -> None:
     old.symlink_to("/nowhere")
     with serve.running(plan, room.settings, limits=LIMITS):
         assert old.samefile(room.model)
-
-
-# --- what comes over the wire
-
-
-@given(SHAPED)
-def test_whatever_it_answers_is_read_or_passed_over(answer: Any) -> None:
-    for field in ("data", "loaded_models"):
-        assert all(isinstance(name, str) for name in read_names(answer, field))
-    state = read_status("m", answer)
-    assert state.memory is None or state.memory > 0
-
-
-def test_what_its_engine_says_about_memory() -> None:
-    ready = {"state": 2, "memory": {"total": 9, "breakdown": {"weights": 9}}}
-    assert (read_status("m", ready).state, read_status("m", ready).memory) == ("loaded", 9)
-    sampled = {"state": -1, "memory": {"total": 900, "breakdown": {"gopsutil-RSS": 7}}}
-    assert (read_status("m", sampled).state, read_status("m", sampled).memory) == ("loaded", 7)
-    assert read_status("m", {"state": -1}).state == "failed"
-
-
-@pytest.mark.parametrize("url", ["http://8.8.8.8:80", "http://[2001:4860:4860::8888]", "ftp://127.0.0.1", "http://"])
-def test_commands_go_to_near_servers_only(url: str) -> None:
-    with pytest.raises(Unsafe):
-        LocalAI().control(Endpoint(url, "m"))
-
-
-def test_a_redirect_is_not_followed() -> None:
-    class Elsewhere(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(302)
-            self.send_header("location", "http://127.0.0.1:1/v1/models")
-            self.send_header("content-length", "0")
-            self.end_headers()
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Elsewhere) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        with (
-            LocalAI().control(Endpoint(f"http://127.0.0.1:{server.server_port}", "m")) as control,
-            pytest.raises(ServerFailed, match="302"),
-        ):
-            control.models()
-        server.shutdown()
-
-
-def test_nobody_there() -> None:
-    with (
-        LocalAI().control(Endpoint(f"http://127.0.0.1:{free_port()}", "m")) as control,
-        pytest.raises(NetworkError),
-    ):
-        control.models()
-
-
-def test_the_configuration_is_pure_and_names_no_path() -> None:
-    body = configuration(replace(gguf(), work=Path("/w")), 512)
-    assert "/" not in json.dumps(body)
 
 
 # --- the command line
