@@ -83,10 +83,10 @@ def make(artifact: Artifact, store: Store, settings: Settings, wanted: Wanted) -
     if wanted.ctx is None and ctx is not None and ctx >= 2 * LEAST_CTX and plan.ctx == ctx and plan.argv is not None:
         smaller = choice.backend.plan(replace(spec, ctx=ctx // 2), choice.detected)
         plan = replace(plan, smaller=smaller)
-    if wanted.backend in (None, "auto"):
-        notes = (f"backend {choice.backend.name}: {choice.reason}", *notes)
     if wanted.extra and plan.ctx is not None and plan.ctx != ctx:  # the person's own words come last, and win
         _, notes = _context(files, machine, plan.ctx, how, given=True)
+    if wanted.backend in (None, "auto"):
+        notes = (f"backend {choice.backend.name}: {choice.reason}", *notes)
     return fit.expected(replace(plan, notes=(*plan.notes, *notes)), files, machine, settings)
 
 

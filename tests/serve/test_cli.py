@@ -164,10 +164,12 @@ def test_a_fresh_key_is_named_and_works(cli: Cli) -> None:
 
 def test_a_context_given_to_the_program_is_judged_as_if_it_were_ours(cli: Cli) -> None:
     plan = json.loads(cli("serve", REF, "--dry-run", "--json", "--", "-c", "512")[0])
-    assert (plan["ctx"], plan["notes"]) == (512, [])
+    chosen = "backend llama-cpp: it serves gguf and is installed"
+    assert (plan["ctx"], plan["notes"]) == (512, [chosen])
     plan = json.loads(cli("serve", REF, "--dry-run", "--json", "--", "--ctx-size", "99999")[0])
-    assert "trained for 32768" in plan["notes"][0]
-    (note,) = json.loads(cli("serve", REF, "--dry-run", "--json")[0])["notes"]
+    assert "trained for 32768" in plan["notes"][1]
+    first, note = json.loads(cli("serve", REF, "--dry-run", "--json")[0])["notes"]
+    assert first == chosen
     assert note.startswith("context 8192 tokens")
 
 
