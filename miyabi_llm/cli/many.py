@@ -103,11 +103,12 @@ def _order(entry: Entry, many: Many, store: Store, settings: Settings, machine: 
     )
     with store.lease(artifact):
         made = plans.make(artifact, store, settings, wanted)
+        memory = made.memory.total if made.memory else _needs(made, artifact, store, settings, machine)
     ttl = next((t for t in (entry.ttl, many.config.ttl, given.keep_s) if t is not None), None)
     return ModelOrder(
         ref=str(artifact.ref),
         alias=entry.alias or plans.alias(artifact),
-        memory=made.memory.total if made.memory else artifact.size + UNKNOWN,
+        memory=memory,
         backend=made.backend,
         ctx=made.ctx,
         kv=wanted.kv_type,
@@ -118,6 +119,17 @@ def _order(entry: Entry, many: Many, store: Store, settings: Settings, machine: 
         process=entry.process,
         measured=not machine.gpus,
     )
+
+
+def _needs(made: LaunchPlan, artifact: Artifact, store: Store, settings: Settings, machine: Hardware) -> int:
+    """Bytes a model takes whose plan does not say: by its header, or by the size of its files where it has none."""
+    from miyabi_llm import fit
+
+    try:
+        how = fit.how_here(settings, made.backend)
+        return fit.judge(fit.read_header(store.files(artifact)), machine, made.ctx, how).total
+    except MiyabiError:
+        return artifact.size + UNKNOWN
 
 
 def serve_key() -> Secret:

@@ -13,6 +13,7 @@ from miyabi_llm.errors import BadUsage
 
 LIMIT = 1 << 20  # bytes of the file
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]i?B?|B)?", re.IGNORECASE)
+_PLAIN = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}")
 
 
@@ -134,6 +135,9 @@ class _Lines:
         self._nodes += 1
         if self._nodes > 10_000:  # aliases of aliases
             raise BadUsage(f"{self.name}: too large")
+        if not isinstance(node, yaml.ScalarNode) and node.tag not in _PLAIN:
+            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+            raise BadUsage(f"{self.name}:{node.start_mark.line + 1}: {tag} is no plain value")
         if isinstance(node, yaml.MappingNode):
             found: dict[str, Any] = {}
             self._keep.append(found)

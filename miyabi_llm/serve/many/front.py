@@ -90,7 +90,7 @@ class Front:
         )
 
     async def _models(self, request: web.Request) -> web.Response:
-        await self._pool.measure()
+        await self._pool.weigh()
         rows = []
         for row in self._pool.rows():
             status: dict[str, Any] = {"value": "unloaded" if row.state == "failed" else row.state}
@@ -116,7 +116,8 @@ class Front:
     async def _load(self, request: web.Request) -> web.Response:
         model = self._pool.find(_name(await _body(request)))
         done = await self._pool.ensure(model, deadline_s=LOAD_S)
-        return web.json_response({"success": True} | asdict(done))
+        await self._pool.weigh(model)
+        return web.json_response({"success": True} | asdict(done) | {"memory": model.memory})
 
     async def _unload(self, request: web.Request) -> web.Response:
         await self._pool.unload(self._pool.find(_name(await _body(request))), "as asked")

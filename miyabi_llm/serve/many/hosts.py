@@ -75,10 +75,10 @@ class ProcessHost:
         if there is not None and name in self._asleep:
             await asyncio.to_thread(_command, there[0], "load")
             self._asleep.discard(name)
-            return await self._loaded(name, there[0])
+            return Loaded(there[0].endpoint, there[0].ctx, there[0])
         plan = await asyncio.to_thread(self._make, name)
         await asyncio.to_thread(self._start, name, plan)
-        return await self._loaded(name, plan)
+        return Loaded(plan.endpoint, plan.ctx, plan)
 
     async def unload(self, name: str) -> None:
         """Put the model's server to sleep where it can, else end it."""
@@ -132,9 +132,6 @@ class ProcessHost:
         supervisor = Supervisor(plan, place.env, log, place.limits, place.on_event, notify)
         supervisor.start()
         self._running[name] = (plan, supervisor)
-
-    async def _loaded(self, name: str, plan: LaunchPlan) -> Loaded:
-        return Loaded(plan.endpoint, await self.memory(name), plan.ctx, plan)
 
 
 def _command(plan: LaunchPlan, what: str) -> None:

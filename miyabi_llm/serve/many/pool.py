@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -11,10 +12,12 @@ from datetime import UTC, datetime
 
 from miyabi_llm.errors import MiyabiError, ModelMissing, ServerFailed
 from miyabi_llm.serve.many.hosts import Host
+from miyabi_llm.serve.many.preset import plain
 from miyabi_llm.serve.many.room import Holder, Refusal, Wanted, plan_room
 from miyabi_llm.serve.many.values import Loaded, ModelOrder, ModelRow, State, Switched
 
 TICK_S = 1.0  # seconds between looks at idle and at dead models
+WEIGH = 5  # looks between two at the memory of all, which cost more
 _HOLDS = ("loading", "loaded", "unloading")
 
 
@@ -60,10 +63,11 @@ class Pool:
         self._lock = asyncio.Lock()  # one model loads at a time: two would only slow each other down
 
     def find(self, name: str) -> Model:
-        """The model a client calls `name`: its alias, or its ref. Raises ModelMissing with those there are."""
-        for model in self.models.values():
-            if name in (model.order.alias, model.order.ref):
-                return model
+        """The model a client calls `name`: its alias, its ref, or what its answers call it. Raises ModelMissing."""
+        for own in (lambda m: m.alias, lambda m: m.ref, lambda m: plain(m.alias)):
+            for model in self.models.values():
+                if own(model.order) == name:
+                    return model
         raise ModelMissing(f"no model {name!r} here", hint=f"There are {', '.join(self.models)}.")
 
     @asynccontextmanager
@@ -98,10 +102,12 @@ class Pool:
 
     async def tend(self) -> None:
         """Unload what is idle for longer than it may be, and notice what died; for as long as it is awaited."""
-        while True:
+        for tick in itertools.count(1):
             await asyncio.sleep(TICK_S)
             for model in {id(m.host): m for m in self.models.values()}.values():
                 await self.look(model)
+            if tick % WEIGH == 0:
+                await self.weigh()
             now = time.monotonic()
             for model in self.models.values():
                 ttl = model.order.ttl
@@ -129,12 +135,13 @@ class Pool:
         """How every model stands."""
         return [_row(m) for m in self.models.values()]
 
-    async def measure(self) -> None:
-        """Take anew what the loaded models have resident."""
-        for model in self.models.values():
+    async def weigh(self, *models: Model) -> None:
+        """Take anew what loaded models have resident: these, or all. It corrects what they are counted with."""
+        for model in models or self.models.values():
             if model.state == "loaded" and model.order.measured:
                 now = await model.host.memory(model.order.alias)
-                model.memory = now or model.memory
+                if now and model.state == "loaded":
+                    model.learned = model.memory = now
 
     async def _bring(self, model: Model) -> Switched:
         name = model.order.alias
@@ -154,14 +161,11 @@ class Pool:
                 self._say(f"{name} could not be loaded: {e.message}")
                 raise
             took = time.monotonic() - begin
-            if model.order.measured and model.at.memory:
-                model.learned = model.memory = model.at.memory
             model.state, model.used = "loaded", time.monotonic()
-            self._say(f"loaded {name} in {took:.2f} s, {model.memory >> 20} MiB (estimate {model.order.memory >> 20})")
+            self._say(f"loaded {name} in {took:.2f} s" + (f", {len(evicted)} unloaded for it" if evicted else ""))
             return Switched(name, evicted, round(took, 3), model.memory)
 
     async def _make_room(self, model: Model) -> tuple[str, ...]:
-        await self.measure()
         holders = [
             Holder(m.order.alias, m.memory, m.used, m.order.pin, m.busy > 0)
             for m in self.models.values()

@@ -26,12 +26,16 @@ def sections(plans: Mapping[str, LaunchPlan]) -> dict[str, str]:
     """
     names: dict[str, str] = {}
     for alias in plans:
-        plain = _NAME.sub("-", alias).strip("-") or "model"
-        name, number = plain, 2
+        name, number = plain(alias), 2
         while name in names.values() or (name != alias and name in plans):
-            name, number = f"{plain}-{number}", number + 1
+            name, number = f"{plain(alias)}-{number}", number + 1
         names[alias] = name
     return names
+
+
+def plain(alias: str) -> str:
+    """An alias in letters that the router leaves alone. Pure."""
+    return _NAME.sub("-", alias).strip("-") or "model"
 
 
 def text(plans: Mapping[str, LaunchPlan], program: tuple[str, ...], names: Mapping[str, str]) -> str:

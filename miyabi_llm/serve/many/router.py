@@ -75,7 +75,7 @@ class RouterHost:
         plan = self._plans[name]
         # the router knows the model by the client's name and by its own
         endpoint = Endpoint(self._endpoint.base_url, name, plan.endpoint.dialects, self._key)
-        return Loaded(endpoint, await self.memory(name), plan.ctx, plan)
+        return Loaded(endpoint, plan.ctx, plan)
 
     async def unload(self, name: str) -> None:
         """Have the router unload it; returns when its process is gone."""

@@ -64,10 +64,9 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model that answers: where, the bytes it has resident (None: unknown), and the plan it runs by."""
+    """A model that answers: where, its context in tokens, and the plan it runs by."""
 
     endpoint: Endpoint
-    memory: int | None = None
     ctx: int | None = None
     plan: LaunchPlan | None = None
 
