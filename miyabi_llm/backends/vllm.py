@@ -8,7 +8,7 @@ from ipaddress import ip_address
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from miyabi_llm.backends import vllm_model
+from miyabi_llm.backends import vllm_model, vllm_ray
 from miyabi_llm.backends.base import Capabilities, Detected, InstallOptions, Unsupported, Way, client_url
 from miyabi_llm.config import Settings
 from miyabi_llm.errors import BackendMissing, BadUsage
@@ -82,15 +82,28 @@ class Vllm:
         endpoint = Endpoint(
             client_url(spec.host, spec.port), spec.alias, self.capabilities.dialects, spec.key, backend=self.name
         )
+        _refuse_lonely(spec)
         parts = (*_model(spec, ctx), *_hardware(spec, ctx, facts.kv, program), *_abilities(spec, program))
+        argv, env = (*program.argv, *parts, *spec.extra), _environment(spec, program)
         return LaunchPlan(
             backend=self.name,
-            argv=(*program.argv, *parts, *spec.extra),
-            env=_environment(spec, program),
+            argv=argv,
+            env=env,
             endpoint=endpoint,
             ctx=_last_ctx(spec.extra, ctx),
-            notes=tuple(_notes(spec, program)),
+            notes=(*_notes(spec, program), *_first(spec, argv, env)),
         )
+
+    def cluster(self, spec: ServeSpec, found: Detected) -> tuple[vllm_ray.Step, ...]:
+        """What to type on `spec.nodes` machines, in order; the last step is the plan itself.
+
+        Raises BadUsage for fewer than two machines or a head the others cannot reach, and what the plan raises.
+        """
+        if spec.nodes < 2:
+            raise BadUsage("a cluster has two machines or more", hint="Give --nodes 2.")
+        plan = self.plan(spec, found)
+        assert plan.argv is not None
+        return vllm_ray.steps(spec, plan.argv, plan.env, _split(spec))
 
     def ways(self, system: str) -> tuple[Way, ...]:
         """An isolated environment on Linux; a container image."""
@@ -236,8 +249,26 @@ def _notes(spec: ServeSpec, program: Program) -> Iterator[str]:
         yield "this vLLM asks for the key under /v1 only; the one of `backend install vllm` does on every path"
     if spec.gpus > 1 and spec.nodes == 1 and spec.tensor_parallel is None and not on_cpu(spec, program):
         yield f"one of {spec.gpus} GPUs is used; --tensor-parallel {spec.gpus} uses all"
+
+
+def _refuse_lonely(spec: ServeSpec) -> None:
+    if spec.nodes > 1 and loopback(spec.host):
+        raise BadUsage(
+            f"the other machines cannot reach the head at {spec.host}",
+            hint="Give --host the head's address on a private network, with --key.",
+        )
+
+
+def _split(spec: ServeSpec) -> str:
+    tensor, pipeline = sizes(spec)
+    return f"tensor parallel {tensor}, pipeline parallel {pipeline}"
+
+
+def _first(spec: ServeSpec, argv: tuple[str, ...], env: Mapping[str, str | Secret]) -> Iterator[str]:
+    """What must be typed on several machines before the plan's own command."""
     if spec.nodes > 1:
-        yield f"this is the command of the head; Ray must run on {spec.nodes} machines first (--dry-run shows how)"
+        yield f"before this command of the head, on {spec.nodes} machines (not tried by our tests):"
+        yield from (str(step) for step in vllm_ray.steps(spec, argv, env, _split(spec))[:-1])
 
 
 # What the proof of a served model rests on, and what would run a stranger's code: the option -> ours.

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from miyabi_llm.backends.base import Detected
-from miyabi_llm.backends.vllm import KEY_VARIABLE, Vllm, loopback, sizes
-from miyabi_llm.errors import BadUsage
-from miyabi_llm.types import ServeSpec
+from miyabi_llm.types import Secret, ServeSpec
 
 RAY_PORT = 6379
 HEAD = "HEAD_ADDRESS"  # what a person replaces when the spec does not say where the head listens
@@ -29,32 +27,19 @@ class Step:
         return f"# {self.where}: {self.note}\n{' '.join((*self.environment, shlex.join(self.argv)))}"
 
 
-def cluster(spec: ServeSpec, found: Detected) -> tuple[Step, ...]:
+def steps(spec: ServeSpec, argv: tuple[str, ...], env: Mapping[str, str | Secret], split: str) -> tuple[Step, ...]:
     """How `spec.nodes` machines come to serve one model: packages, Ray's head, its workers, the server.
 
-    Raises BadUsage for fewer than two machines or a head that the others cannot reach, and what the plan raises.
+    `argv` and `env` are the server's, `split` says how the model is shared. A key stands there by its variable only.
     """
-    if spec.nodes < 2:
-        raise BadUsage("a cluster has two machines or more", hint="Give --nodes 2.")
-    if loopback(spec.host):
-        raise BadUsage(
-            f"the other machines cannot reach the head at {spec.host}",
-            hint="Give --host the head's address on a private network, with --key.",
-        )
-    plan = Vllm().plan(spec, found)
-    assert plan.argv is not None
-    assert found.program is not None
-    python = plan.argv[0]
-    ray = f"{python.rsplit('/', 1)[0]}/ray"
+    ray = f"{argv[0].rpartition('/')[0]}/ray"
     head = HEAD if spec.host in WILD else spec.host
     at = f"[{head}]:{RAY_PORT}" if ":" in head else f"{head}:{RAY_PORT}"
-    tensor, pipeline = sizes(spec)
-    env = [f"VLLM_HOST_IP={head}"]
-    env += [f'{KEY_VARIABLE}="$(cat KEY_FILE)"'] if spec.key else []
-    env += [f"{name}={value}" for name, value in plan.env.items() if name != KEY_VARIABLE]
+    variables = [f"VLLM_HOST_IP={head}"]
+    variables += [f'{n}="$(cat KEY_FILE)"' if isinstance(v, Secret) else f"{n}={v}" for n, v in env.items()]
     return (
         Step("every machine", ("miyabi-llm", "backend", "install", "vllm"), "the same version everywhere"),
-        Step("every machine", (python, "-m", "pip", "install", "ray[cgraph]"), "Ray is not part of the environment"),
+        Step("every machine", (argv[0], "-m", "pip", "install", "ray[cgraph]"), "Ray is not part of the environment"),
         Step(
             "head",
             (ray, "start", "--head", f"--node-ip-address={head}", f"--port={RAY_PORT}", "--disable-usage-stats"),
@@ -67,5 +52,5 @@ def cluster(spec: ServeSpec, found: Detected) -> tuple[Step, ...]:
             ("VLLM_HOST_IP=WORKER_ADDRESS",),
         ),
         Step("head", (ray, "status"), f"must show {spec.nodes} nodes before the next step"),
-        Step("head", plan.argv, f"tensor parallel {tensor}, pipeline parallel {pipeline}", tuple(env)),
+        Step("head", argv, split, tuple(variables)),
     )

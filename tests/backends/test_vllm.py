@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from miyabi_llm import backends
-from miyabi_llm.backends import vllm_ray
 from miyabi_llm.backends.base import Detected, Unsupported
 from miyabi_llm.backends.vllm import Vllm, kv_bytes
 from miyabi_llm.errors import BackendMissing, BadUsage, MiyabiError, ModelMissing, NetworkError, ServerFailed, Unsafe
@@ -176,22 +175,23 @@ def test_a_gguf_model_is_refused_with_the_way_out(tmp_path: Path) -> None:
 
 def test_several_machines(tmp_path: Path) -> None:
     wanted = spec(tmp_path / "m", nodes=2, gpus=4, host="10.0.0.5", key=KEY)
-    steps = vllm_ray.cluster(wanted, found("vllm"))
+    steps = Vllm().cluster(wanted, found("vllm"))
     text = "\n".join(map(str, steps))
     assert KEY.reveal() not in text
     assert "ray start --head --node-ip-address=10.0.0.5 --port=6379" in text
     assert "ray start --address=10.0.0.5:6379" in text
+    assert any("ray start --head" in note for note in Vllm().plan(wanted, found("vllm")).notes)
     last = steps[-1].argv
     assert last == Vllm().plan(wanted, found("vllm")).argv
     assert last[last.index("--distributed-executor-backend") + 1] == "ray"
     assert last[last.index("--tensor-parallel-size") + 1] == "4"
     assert last[last.index("--pipeline-parallel-size") + 1] == "2"
     with pytest.raises(BadUsage, match="cannot reach the head"):
-        vllm_ray.cluster(replace(wanted, host="127.0.0.1"), found("vllm"))
+        Vllm().cluster(replace(wanted, host="127.0.0.1"), found("vllm"))
     with pytest.raises(BadUsage, match="two machines"):
-        vllm_ray.cluster(replace(wanted, nodes=1), found("vllm"))
+        Vllm().cluster(replace(wanted, nodes=1), found("vllm"))
     with pytest.raises(BadUsage, match="evenly"):
-        vllm_ray.cluster(replace(wanted, nodes=3, tensor_parallel=4, pipeline_parallel=2), found("vllm"))
+        Vllm().cluster(replace(wanted, nodes=3, tensor_parallel=4, pipeline_parallel=2), found("vllm"))
 
 
 class TestControl:

