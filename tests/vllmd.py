@@ -6,6 +6,8 @@ Paths that a real one has only when it was started with them (`adapters`, `sleep
 from __future__ import annotations
 
 import json
+import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +30,7 @@ class State:
     running: int = 0
     tokens: int = 0
     url: str = ""
+    model: str = "m"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -66,9 +69,11 @@ class Handler(BaseHTTPRequestHandler):
             return
         if self.path == "/version":
             self.say(200, {"version": "0.32.0"})
+        elif self.path == "/health":
+            self.say(200, "")
         elif self.path == "/v1/models":
-            rows = [{"id": "m", "object": "model", "owned_by": "vllm", "parent": None, "max_model_len": 2048}]
-            rows += [{"id": n, "object": "model", "root": p, "parent": "m"} for n, p in state.loaded.items()]
+            rows = [{"id": state.model, "object": "model", "owned_by": "vllm", "parent": None, "max_model_len": 2048}]
+            rows += [{"id": n, "object": "model", "root": p, "parent": state.model} for n, p in state.loaded.items()]
             self.say(200, {"object": "list", "data": rows})
         elif self.path == "/is_sleeping" and state.sleep:
             self.say(200, {"is_sleeping": state.asleep})
@@ -96,6 +101,12 @@ class Handler(BaseHTTPRequestHandler):
                 self.error(404, f"The lora adapter '{body['lora_name']}' cannot be found.")
             else:
                 self.say(200, f"Success: LoRA adapter '{body['lora_name']}' removed successfully.")
+        elif path == "/v1/completions" and body["model"] != state.model:
+            self.error(404, f"The model `{body['model']}` does not exist.")
+        elif path == "/v1/completions":
+            choice = {"index": 0, "text": " tokens", "finish_reason": "length"}
+            usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+            self.say(200, {"object": "text_completion", "model": state.model, "choices": [choice], "usage": usage})
         elif path == "/sleep" and state.sleep:
             state.asleep = True
             self.say(200, {"status": "sleeping", "level": 1})
@@ -132,3 +143,15 @@ def running(**state: Any) -> Iterator[State]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def main(argv: list[str]) -> None:
+    """Be the program, as far as its address, its model's name and its key go."""
+    port, name = (argv[argv.index(flag) + 1] for flag in ("--port", "--served-model-name"))
+    state = State(key=os.environ.get("VLLM_API_KEY"), adapters=False, sleep=False, model=name)
+    server = ThreadingHTTPServer(("127.0.0.1", int(port)), type("Mine", (Handler,), {"state": state}))
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

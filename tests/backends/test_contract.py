@@ -1,15 +1,25 @@
-"""What every backend in the table promises."""
+"""What every backend in the table promises: as a value, and as a server, with its program or a stand-in.
 
+`pytest tests/backends/test_contract.py -v` names for each backend which of the two it was.
+"""
+
+import secrets
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import pytest
 
-from miyabi_llm import backends
-from miyabi_llm.backends.base import Backend, Detected, Unsupported
+from miyabi_llm import backends, serve
+from miyabi_llm.backends.base import Backend, Control, Detected, Unsupported
+from miyabi_llm.errors import MiyabiError
 from miyabi_llm.refs import ModelRef
 from miyabi_llm.tools.program import Program
-from miyabi_llm.types import Artifact, Format, Secret, ServeSpec, StoredFile, plain
+from miyabi_llm.types import Artifact, Endpoint, Format, LaunchPlan, Secret, ServeSpec, StoredFile, plain
+from tests.serve.conftest import all_gone
+
+from .stages import STAGES, Stage
 
 FLAGS = frozenset({"--model", "--host", "--port", "--alias", "--ctx-size", "--threads", "--cache-ram", "--jinja"})
 PROGRAM = Program("any", Path("/opt/any"), ("/opt/any",), "1", "path", 99999, None, FLAGS, frozenset({"LLAMA_API_KEY"}))
@@ -84,3 +94,58 @@ class TestBackend:
         except Unsupported:
             return  # its program takes no options
         assert plan.argv is None or plan.argv[-2:] == ("--x", "1")
+
+
+LIMITS = serve.Limits(silent_s=120, load_s=600, first_token_s=120, grace_s=2.0, backoff_s=0.05)
+
+
+@pytest.fixture(params=STAGES)
+def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
+    yield from request.param(tmp_path, request)
+
+
+def ask(endpoint: Endpoint, *, key: bool = True, model: str | None = None) -> httpx.Response:
+    headers = {"authorization": f"Bearer {endpoint.key.reveal()}"} if endpoint.key and key else {}
+    body = {"model": model or endpoint.model, "prompt": "The capital of Japan is", "max_tokens": 4, "temperature": 0}
+    url = f"{endpoint.base_url}/v1/completions"
+    return httpx.post(url, json=body, headers=headers, timeout=120, trust_env=False)
+
+
+def unloaded(control: Control, name: str) -> bool:
+    """Whether it can be unloaded while it runs: a server of one model says that it cannot."""
+    try:
+        control.unload(name)
+    except Unsupported:
+        return False
+    return True
+
+
+class TestServing:
+    def test_from_a_plan_to_an_answer_and_to_nothing(self, stage: Stage) -> None:
+        alias = f"m-{secrets.token_hex(4)}"
+        plan = stage.plan(alias)
+        can = stage.backend.capabilities
+        with serve.running(plan, stage.settings, limits=LIMITS) as endpoint:
+            assert (endpoint.backend, plan.argv is None) == (stage.backend.name, stage.backend.name == "lm-studio")
+            said = ask(endpoint)
+            assert said.status_code == 200, said.text
+            assert said.json()["choices"][0]["text"]
+            if can.key:
+                assert ask(endpoint, key=False).status_code == 401
+            self.control(stage, plan, endpoint)
+        if plan.argv is not None:
+            assert all_gone(str(plan.endpoint.base_url.rpartition(":")[2]), 3.0)
+            with pytest.raises(httpx.HTTPError):
+                ask(endpoint)
+
+    def control(self, stage: Stage, plan: LaunchPlan, endpoint: Endpoint) -> None:
+        with stage.backend.control(endpoint) as control:
+            assert control.version()
+            (mine,) = [m for m in control.models() if m.name == endpoint.model]
+            assert mine.state == "loaded"
+            with pytest.raises(MiyabiError):
+                control.load("nobody-knows-this")
+            if unloaded(control, endpoint.model):
+                assert stage.backend.capabilities.unload
+                assert control.load(endpoint.model).state == "loaded"
+            assert ask(endpoint).status_code == 200
