@@ -119,9 +119,12 @@ def choose(artifact: Artifact, name: str | None, settings: Settings, *, nodes: i
     missing: list[tuple[str, str]] = []
     for backend in fitting:
         detected = backend.detect(settings)
-        if detected.ok:
+        if detected.ok and name is None and detected.running is None and not backend.capabilities.start:
+            missing.append((backend.name, "is not running, and is woken only when it is named"))
+        elif detected.ok:
             return Choice(backend, detected, _why(backend, detected, artifact, missing, asked=name is not None))
-        missing.append((backend.name, detected.reason))
+        else:
+            missing.append((backend.name, detected.reason))
     told = "; ".join(f"{n}: {reason}" for n, reason in missing)
     raise BackendMissing(
         f"no backend for {artifact.format} models is ready: {told}",

@@ -51,3 +51,12 @@ def test_the_list_names_what_was_passed_over(tmp_path: Path) -> None:
     assert state.ok
     assert [r.path for r in state.rejected] == [bad]
     assert state.tools == {"llama-bench": tmp_path / "good" / "llama-bench"}
+
+
+def test_a_daemon_of_another_is_woken_only_by_name(tmp_path: Path) -> None:
+    from tests.backends.programs import stand_in
+
+    room = stand_in(tmp_path, "lms", "lmstudiod.py")
+    with pytest.raises(BackendMissing, match="lm-studio: is not running, and is woken only when it is named"):
+        backends.choose(artifact(), None, room.settings)
+    assert backends.choose(artifact(), "lm-studio", room.settings).backend.name == "lm-studio"
