@@ -200,7 +200,7 @@ def main(argv: list[str]) -> int:
     """The process that a plan of ours starts: `python -m miyabi_llm.cli.many ORDER.json`."""
     import asyncio
 
-    from miyabi_llm import config
+    from miyabi_llm import backends, config
     from miyabi_llm.cli import plans
     from miyabi_llm.serve import new_key
     from miyabi_llm.serve.many.run import Work, front
@@ -225,6 +225,8 @@ def main(argv: list[str]) -> int:
             wanted = plans.Wanted(
                 m.backend, ctx=m.ctx, threads=m.threads, key=new_key(), extra=m.extra, kv_type=m.kv, alias=m.alias
             )
+            if not m.measured and backends.get(m.backend or "").capabilities.sleep:
+                wanted = replace(wanted, keep_s=1.0)  # when it sleeps is ours to say; that it can must be asked for
             made = plans.make(artifacts[alias], store, settings, wanted)
             return replace(made, smaller=None)  # its memory is planned: nobody else decides on another context
 

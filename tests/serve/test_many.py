@@ -286,6 +286,24 @@ def test_a_model_whose_server_was_killed_is_loaded_again(server: Server) -> None
     assert eventually(lambda: server.ask("b").status_code == 200)
 
 
+@pytest.mark.parametrize("short", ["b", "d"])
+def test_an_answer_whose_server_dies_does_not_end_as_if_it_were_whole(server: Server, short: str) -> None:
+    server.ask(short)
+    seen: list[str] = []
+
+    def listen() -> None:
+        with server.streaming(short) as lines:
+            os.kill(server.pid(server.name(short)), signal.SIGKILL)
+            for line in lines:
+                seen.append(line)
+
+    with pytest.raises(httpx.RemoteProtocolError):
+        listen()
+    assert "data: [DONE]" not in seen
+    assert '"error"' in [line for line in seen if line][-1]
+    assert eventually(lambda: server.ask("a").status_code == 200)
+
+
 def test_models_whose_router_was_killed_are_loaded_again(server: Server) -> None:
     os.kill(server.pid("--models-preset"), signal.SIGKILL)
     assert eventually(lambda: server.ask("a").status_code == 200)

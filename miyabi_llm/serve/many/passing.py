@@ -21,11 +21,6 @@ _NOT_UP = frozenset(
     )
 )
 _NOT_DOWN = frozenset(("connection", "keep-alive", "transfer-encoding", "trailer", "upgrade", "server", "set-cookie"))
-_GONE = (
-    b"model is not loaded",
-    b"is not running",
-    b"failed to load",
-)  # what llama-server's router says of a dead child
 LOOK_S = 2.0
 
 
@@ -56,11 +51,6 @@ class Upstream:
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError):
             return None
         async with answer:
-            if answer.status in (400, 500) and (answer.content_length or 1 << 20) < 1024:
-                said = await answer.read()
-                if any(words in said for words in _GONE):
-                    return None
-                return web.Response(body=said, status=answer.status, content_type=answer.content_type)
             return await self._back(request, answer)
 
     async def look(self, at: Endpoint, path: str) -> Any:

@@ -73,8 +73,9 @@ class RouterHost:
             await asyncio.sleep(POLL)
         self._loaded.add(name)
         plan = self._plans[name]
-        # the router knows the model by the client's name and by its own
-        endpoint = Endpoint(self._endpoint.base_url, name, plan.endpoint.dialects, self._key)
+        # Not through the router: it ends the answer of a child that died as if it were whole.
+        url = f"http://127.0.0.1:{_port(name, status)}"
+        endpoint = Endpoint(url, name, plan.endpoint.dialects, self._key)
         return Loaded(endpoint, plan.ctx, plan)
 
     async def unload(self, name: str) -> None:
@@ -217,6 +218,15 @@ def _resident_of(child: Child, section: str) -> int | None:
             if "--alias" in words and words[words.index("--alias") + 1] == section:
                 return resident([pid])
     return None
+
+
+def _port(name: str, status: Mapping[str, Any]) -> int:
+    """Where the child of a loaded model listens: the router shows its command line."""
+    words = status.get("args", [])
+    port = words[words.index("--port") + 1] if "--port" in words else "0"
+    if not str(port).isdigit() or int(port) == 0:
+        raise ServerFailed(f"{name}: llama-server's router does not say where its server listens")
+    return int(port)
 
 
 def _words(answer: Mapping[str, Any]) -> str:
