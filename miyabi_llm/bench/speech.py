@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -81,6 +82,18 @@ class _Reading:
     first_output: int | None = None
     timings: tuple[float | None, float | None, float | None] = (None, None, None)
     timed_output: int | None = None
+    counted: dict[int, int] = field(default_factory=dict)  # tokens so far, by how many pieces there were
+
+    def count(self, tokens: object) -> None:
+        """The server tells how many tokens there are so far."""
+        if isinstance(tokens, int):  # the first telling after a piece is that piece's: later tokens had no text yet
+            self.counted.setdefault(len(self.times), tokens)
+
+    def chunk_tokens(self) -> tuple[int, ...]:
+        """The tokens of each piece, where each came with a count."""
+        totals = [0, *(self.counted.get(i + 1, -1) for i in range(len(self.times)))]
+        steps = tuple(b - a for a, b in itertools.pairwise(totals))
+        return steps if min(totals) >= 0 and all(k > 0 for k in steps) else ()
 
     def saw(self, text: str, at: int, *, reasoning: bool = False) -> None:
         if not text:
@@ -154,6 +167,7 @@ def _sample(blank: Sample, r: _Reading) -> Sample:
         server_prompt_ms=r.timings[0],
         server_output_ms=r.timings[1],
         server_load_ms=r.timings[2],
+        chunk_tokens=r.chunk_tokens(),
     )
 
 
@@ -205,9 +219,11 @@ def _openai(r: _Reading, value: Any, at: int) -> None:
         r.cached = details.get("cached_tokens", r.cached)
         if r.first_output is None and len(r.times) == 1 and not r.finish and r.output:
             r.first_output = r.output
+        r.count(r.output)
     if timings := value.get("timings"):
         r.timings = (timings.get("prompt_ms"), timings.get("predicted_ms"), None)
         r.timed_output = timings.get("predicted_n")
+        r.count(r.timed_output)
         if r.cached is None:
             r.cached = timings.get("cache_n")
 

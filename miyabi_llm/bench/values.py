@@ -117,7 +117,8 @@ class Sample:
 
     `first_ns` is the first piece with text, `reasoning_ns` the first with reasoning (0 when there was none), `last_ns`
     the last with either; pieces with a role only do not count. `times_ns` are all of them. `output_tokens` come from
-    `provenance`; `first_tokens` of them arrived in the first piece, where that can be told, else 1. The server's own
+    `provenance`; `first_tokens` of them arrived in the first piece, where that can be told, else 1. `chunk_tokens` has
+    the tokens of each of `times_ns` where the server counts in every chunk, else it is empty. The server's own
     milliseconds are None where it does not tell. `error` is empty when the answer is whole, `text` is then all of it.
     """
 
@@ -145,6 +146,7 @@ class Sample:
     server_prompt_ms: float | None = None
     server_output_ms: float | None = None
     server_load_ms: float | None = None
+    chunk_tokens: tuple[int, ...] = ()
 
     @property
     def ok(self) -> bool:
