@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -151,16 +150,21 @@ def test_it_cannot_sleep_on_a_cpu(tiny: Tiny) -> None:
 
 def test_the_watchdog_sees_a_request(tiny: Tiny) -> None:
     seen: list[tuple[str, bytes]] = []
-    body = {"model": "tiny:1", "prompt": "abc", "max_tokens": 300, "ignore_eos": True}
+    answers: list[httpx.Response] = []
+    body = {"model": "tiny:1", "prompt": "abc", "max_tokens": 500, "ignore_eos": True}
+
+    def ask() -> None:
+        answers.extend(tiny.ask("/v1/completions", body) for _ in range(6))
+
     with Probe(tiny.plan) as probe:
         assert probe.slots(5.0)[0] == "idle"
-        asked = threading.Thread(target=tiny.ask, args=("/v1/completions", body))
+        asked = threading.Thread(target=ask)
         asked.start()
         while asked.is_alive():
             seen.append(probe.slots(5.0))
-            time.sleep(0.05)
         asked.join()
-        assert len({shown for kind, shown in seen if kind == "busy"}) > 1, "it is seen to move on"
+        assert [a.json()["usage"]["completion_tokens"] for a in answers] == [500] * 6
+        assert len({shown for kind, shown in seen if kind == "busy"}) > 1, seen
         assert probe.slots(5.0)[0] == "idle"
 
 
