@@ -70,7 +70,7 @@ def asked(target: Target) -> Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Prompts:
+class Questions:
     """What was asked: the workload by hash, and how its prompts were made."""
 
     name: str
@@ -93,7 +93,7 @@ class Report:
     begun: str
     seconds: float
     targets: tuple[Asked, ...]
-    prompts: Prompts
+    questions: Questions
     load: Load
     health: ClientHealth
     machine: Machine

@@ -18,6 +18,7 @@ from miyabi_llm.bench.stats.values import Measured, Metric, Quantile
 from miyabi_llm.bench.values import Run
 
 CACHED_SHARE = 0.01  # of the prompts may be cached before a run is told not to measure them
+LEAST_BLOCKS = 5  # of one load, for an interval of its rates
 CACHED_TOKENS = 16.0  # a request; the opening of a chat template is the same in every prompt
 _CLIENT = "client clock"
 _POOLED = "pieces of one answer depend on each other: no intervals"
@@ -25,11 +26,11 @@ _POOLED = "pieces of one answer depend on each other: no intervals"
 
 def metrics(collector: Collector, run: Run | Sequence[Run]) -> tuple[Measured, ...]:
     """What was measured of each target while `run` sent; several runs are blocks with other work between them."""
-    runs = (run,) if isinstance(run, Run) else tuple(run)
+    windows = [(r.begin_ns, r.end_ns) for r in ((run,) if isinstance(run, Run) else run)]
     measured = []
     for name, tally in zip(collector.targets, collector.tallies, strict=True):
         tally.flush()
-        found = [_ for _ in (*_distributions(tally), *_rates(tally, runs), *_shares(tally)) if _ is not None]
+        found = [_ for _ in (*_distributions(tally), *_rates(tally, windows), *_shares(tally)) if _ is not None]
         order = {name: i for i, name in enumerate(DEFINITIONS)}
         found.sort(key=lambda m: order[m.name])
         measured.append(Measured(name, tuple(found), tally.counts(), _warnings(tally)))
@@ -119,23 +120,34 @@ def _itl(tally: Tally, tokens: str) -> Metric | None:
     return distribution("itl", tally.columns["itl_request"], source)
 
 
-def _rates(tally: Tally, runs: Sequence[Run]) -> list[Metric | None]:
-    seconds = sum(run.end_ns - run.begin_ns for run in runs) / 1e9
+def _rates(tally: Tally, windows: Sequence[tuple[int, int]]) -> list[Metric | None]:
+    """Amounts per second of sending; with blocks enough, the spread between them gives the interval."""
+    lengths = np.array([(end - begin) / 1e9 for begin, end in windows])
     counts = tally.counts()
-    if seconds <= 0 or not counts.ok:
+    if not counts.ok or lengths.sum() <= 0:
         return []
-    amounts = np.sum([tally.timeline.within(run.begin_ns, run.end_ns) for run in runs], axis=0) / seconds
-    rates = {"rps": (float(amounts[REQUESTS]), counts.ok)}
+    amounts = tally.timeline.within(windows)
+    rates = {"rps": (amounts[REQUESTS], counts.ok)}
     if counts.uncounted < counts.ok:
-        rates["output_tps"] = (float(amounts[OUTPUT]), counts.ok - counts.uncounted)
+        rates["output_tps"] = (amounts[OUTPUT], counts.ok - counts.uncounted)
     if counts.prompt_tokens:
-        rates["prompt_tps"] = (float(amounts[PROMPT]), tally.columns["prompt_tokens"].n)
+        rates["prompt_tps"] = (amounts[PROMPT], tally.columns["prompt_tokens"].n)
         if "output_tps" in rates:
-            rates["total_tps"] = (float(amounts[PROMPT] + amounts[OUTPUT]), counts.ok)
+            rates["total_tps"] = (amounts[PROMPT] + amounts[OUTPUT], counts.ok)
     if tally.goals:
-        rates["goodput"] = (float(amounts[GOOD]), tally.good)
-    source = f"{_CLIENT}, {seconds:.3f} s of sending; tokens: {_provenance(tally)}"
-    return [_metric(name, {"n": n, "mean": rate, "source": source}) for name, (rate, n) in rates.items()]
+        rates["goodput"] = (amounts[GOOD], tally.good)
+    source = f"{_CLIENT}, {lengths.sum():.3f} s of sending; tokens: {_provenance(tally)}"
+    return [_rate(name, amount, lengths, n, source) for name, (amount, n) in rates.items()]
+
+
+def _rate(name: str, amounts: NDArray[np.float64], lengths: NDArray[np.float64], n: int, source: str) -> Metric:
+    rate = float(amounts.sum() / lengths.sum())
+    parts: dict[str, Any] = {"n": n, "mean": rate, "source": source}
+    if len(lengths) >= LEAST_BLOCKS and lengths.min() > 0:
+        between = intervals.mean(rate, float((amounts / lengths).std(ddof=1)), len(lengths))
+        parts |= {"low": max(0.0, between[0]), "high": between[1]} if between else {}
+        parts["note"] = f"interval from {len(lengths)} blocks"
+    return _metric(name, parts)
 
 
 def _shares(tally: Tally) -> list[Metric | None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,12 +39,16 @@ class Timeline:
         used = np.flatnonzero(other._bins.any(axis=0))
         self.add(other._origin + used * other._width + other._width // 2, other._bins[:, used])
 
-    def within(self, begin_ns: int, end_ns: int) -> NDArray[np.float64]:
-        """The sum of each row between two times; a bin that lies across a bound counts by its share."""
+    def within(self, windows: Sequence[tuple[int, int]]) -> NDArray[np.float64]:
+        """The sum of each row in each window (begin, end): shape (rows, windows).
+
+        A bin that lies across a bound counts by its share.
+        """
         edges = (np.arange(BINS + 1) * self._width).astype(np.float64)
+        bounds = np.array(windows, dtype=np.int64).reshape(-1, 2) - self._origin
         sums = np.concatenate([np.zeros((len(self._bins), 1)), np.cumsum(self._bins, axis=1)], axis=1)
-        bounds = [float(t - self._origin) for t in (begin_ns, end_ns)]
-        return np.array([np.diff(np.interp(bounds, edges, row))[0] for row in sums])
+        at = [np.interp(bounds.astype(np.float64), edges, row) for row in sums]
+        return np.array([reached[:, 1] - reached[:, 0] for reached in at])
 
     def series(self, row: int, step_s: float) -> tuple[tuple[float, float], ...]:
         """(seconds since the origin, amount per second) in steps of at least `step_s`, up to the last amount."""
