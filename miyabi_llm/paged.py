@@ -17,7 +17,7 @@ BLOCK: Final = 128  # tokens of a block on the CPU; 16 on cards
 BATCH: Final = 2048  # tokens of one step (`--max-num-batched-tokens` of a small server)
 MAX_LAYERS: Final = 4096
 # cache type -> bytes per number; q8_0 is what llama.cpp calls it, vLLM has fp8
-CACHE_BYTES: Final[dict[str, int]] = {"f16": 2, "bf16": 2, "q8_0": 1, "fp8": 1}
+CACHE_BYTES: Final[dict[str, int]] = {"f16": 2, "bf16": 2, "fp8": 1}
 
 
 @dataclass(frozen=True, slots=True)

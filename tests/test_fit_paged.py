@@ -41,7 +41,7 @@ def test_the_cache_is_counted_in_whole_blocks() -> None:
     assert paged.cache_bytes(weights(), 1024, "f16", 1) == (1024 + 128) * token
     assert paged.cache_bytes(weights(), 1025, "f16", 1) == (1152 + 128) * token
     assert paged.cache_bytes(weights(), 1024, "f16", 4) == (4096 + 128) * token
-    assert paged.cache_bytes(weights(), 1024, "q8_0", 1) == (1024 + 128) * token // 2
+    assert paged.cache_bytes(weights(), 1024, "fp8", 1) == (1024 + 128) * token // 2
 
 
 def test_layers_that_slide_and_layers_without_a_cache() -> None:

@@ -80,15 +80,14 @@ def serve(
     """
     from miyabi_llm import config
     from miyabi_llm import serve as verb
-    from miyabi_llm.cli import plans, show
-    from miyabi_llm.store import Store
+    from miyabi_llm.cli import plans
+    from miyabi_llm.errors import BadUsage
 
     if generate is not None:
         from miyabi_llm.cli.generate import run
 
         return run(context)
     settings = config.load()
-    store = Store(settings.store)
     secret = verb.read_key(api_key_file) if api_key_file else verb.new_key() if key or detach else None
     wanted = plans.Wanted(
         backend,
@@ -106,27 +105,62 @@ def serve(
         keep_s=ttl,
     )
     verb.check_exposure(host, secret)
-    if config_file is not None or len(refs or ()) != 1 or memory is not None:
-        one = [option for option, given in (("--lora", lora), ("--nodes", nodes > 1)) if given]
-        _many(Many(tuple(refs or ()), config_file, memory, name), wanted, settings, Way(detach, dry_run, json_, one))
+    way = Way(detach, dry_run, json_)
+    if config_file is None and len(refs or ()) == 1 and memory is None:
+        _one((refs or [""])[0], name, wanted, settings, way)
         return
-    artifact = stored.find(refs[0] if refs else "", store, settings)
-    if detach and not dry_run and (info := verb.running_as(name or verb.name_for(plans.alias(artifact)), settings)):
-        show.note(f"{info.name} runs already; `miyabi-llm stop {info.name}` it first to change how it runs")
-        show.emit(info, as_json=json_, render=_show_detached)
+    given = {"--lora": lora, "--nodes": nodes > 1, "--tensor-parallel": tensor_parallel}
+    if lonely := [option for option, value in (given | {"--pipeline-parallel": pipeline_parallel}).items() if value]:
+        raise BadUsage(f"{lonely[0]} goes with one model only", hint="Serve that model by itself.")
+    _many(Many(tuple(refs or ()), config_file, memory, name), wanted, settings, way)
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How to serve: for how long, or only in words."""
+
+    detach: bool
+    dry_run: bool
+    as_json: bool
+
+
+def _one(ref: str, name: str | None, wanted: plans.Wanted, settings: Settings, way: Way) -> None:
+    from miyabi_llm.cli import plans
+    from miyabi_llm.store import Store
+
+    store = Store(settings.store)
+    artifact = stored.find(ref, store, settings)
+    if _there(name or plans.alias(artifact), settings, way):
         return
     with store.lease(artifact):
-        plan = plans.make(artifact, store, settings, wanted)
-        for text in plan.notes:
-            show.note(f"note: {text}")
-        if dry_run:
-            show.emit(plan, as_json=json_, render=_show_plan)
-        elif plan.argv is None:
-            _attached(plan, as_json=json_)
-        elif detach:
-            _detached(plan, settings, artifact, name, as_json=json_)
-        else:
-            _foreground(plan, settings, artifact, name, as_json=json_)
+        _run(plans.make(artifact, store, settings, wanted), settings, artifact, name, way)
+
+
+def _there(name: str, settings: Settings, way: Way) -> bool:
+    """Whether a detached server of that name runs already; if so it is shown."""
+    from miyabi_llm import serve as verb
+    from miyabi_llm.cli import show
+
+    if not way.detach or way.dry_run or (info := verb.running_as(verb.name_for(name), settings)) is None:
+        return False
+    show.note(f"{info.name} runs already; `miyabi-llm stop {info.name}` it first to change how it runs")
+    show.emit(info, as_json=way.as_json, render=_show_detached)
+    return True
+
+
+def _run(plan: LaunchPlan, settings: Settings, artifact: Artifact | None, name: str | None, way: Way) -> None:
+    from miyabi_llm.cli import show
+
+    for text in plan.notes:
+        show.note(f"note: {text}")
+    if way.dry_run:
+        show.emit(plan, as_json=way.as_json, render=_show_plan)
+    elif plan.argv is None:
+        _attached(plan, as_json=way.as_json)
+    elif way.detach:
+        _detached(plan, settings, artifact, name, as_json=way.as_json)
+    else:
+        _foreground(plan, settings, artifact, name, as_json=way.as_json)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,20 +173,8 @@ class Many:
     name: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Way:
-    """How to serve; `single` are options that were given and go with one model only."""
-
-    detach: bool
-    dry_run: bool
-    as_json: bool
-    single: list[str]
-
-
 def _many(many: Many, wanted: plans.Wanted, settings: Settings, way: Way) -> None:
-    from miyabi_llm import serve as verb
     from miyabi_llm.cli import many as face
-    from miyabi_llm.cli import show
     from miyabi_llm.errors import BadUsage
     from miyabi_llm.serve.many import config
     from miyabi_llm.serve.many.values import NAME as DEFAULT
@@ -160,24 +182,13 @@ def _many(many: Many, wanted: plans.Wanted, settings: Settings, way: Way) -> Non
 
     if (many.file is None) == (not many.refs):
         raise BadUsage("name models, or a file with --config", hint="`miyabi-llm list` shows what is here.")
-    if way.single:
-        raise BadUsage(f"{way.single[0]} goes with one model only")
     name = many.name or DEFAULT
-    if way.detach and not way.dry_run and (info := verb.running_as(name, settings)):
-        show.note(f"{info.name} runs already; `miyabi-llm stop {info.name}` it first to change how it runs")
-        show.emit(info, as_json=way.as_json, render=_show_detached)
+    if _there(name, settings, way):
         return
     listed = config.load(many.file) if many.file is not None else face.from_names(list(many.refs))
     size = config.bytes_of(many.memory, "--memory") if many.memory is not None else None
     plan = face.plan(face.Many(listed, wanted, size, name), Store(settings.store), settings)
-    for text in plan.notes:
-        show.note(f"note: {text}")
-    if way.dry_run:
-        show.emit(plan, as_json=way.as_json, render=_show_plan)
-    elif way.detach:
-        _detached(plan, settings, None, name, as_json=way.as_json)
-    else:
-        _foreground(plan, settings, None, name, as_json=way.as_json)
+    _run(plan, settings, None, name, way)
 
 
 def _foreground(

@@ -67,7 +67,7 @@ def _advice(weights: Weights, ctx: int, most: int | None, how: How) -> Iterable[
     if most is not None and most < min(ctx, weights.context_length or ctx):
         yield f"serve it with a context of {most} tokens (`--ctx {most}`)"
     if how.kv_type in ("f16", "bf16"):
-        yield "keep the cache in 8 bits (`--kv q8_0`), where your vLLM and card can"
+        yield "keep the cache in 8 bits (`--kv fp8`), where your vLLM and card can"
     yield "take a GGUF file of the model and `--backend llama-cpp`: its weights need a third"
 
 

@@ -124,7 +124,7 @@ def test_an_open_host_without_a_key_is_refused_before_anything_starts(cli: Cli, 
 @pytest.mark.parametrize(
     ("argv", "code", "words"),
     [
-        (["serve", "qwen2.5-coder:1.5"], 3, "Did you mean qwen2.5-coder:1.5b?"),
+        (["serve", "qwen2.5-coder:1.5"], 3, "Did you mean qwen2.5-coder:1.5b"),
         (["run", "nosuch", "hi"], 3, "Known short names: gemma3:270m"),
         (["run", "nosuch", "hi", "--pull"], 3, "Known short names: gemma3:270m"),
         (["rm", "gemma"], 3, "Did you mean gemma3:270m?"),
