@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "connect": ("connect", "Point a client program at a running server."),
     "run": ("run", "Ask a model once, or chat with it."),
     "batch": ("batch", "Ask a file of requests, and write a file of answers."),
+    "bench": ("bench", "Measure servers under load: numbers one can trust, and a gate for CI."),
     "fit": ("fit", "Say whether a model fits this machine, and how."),
     "quantize": ("quantize", "Quantize a model, measure the loss, and keep the best that fits."),
     "convert": ("convert", "Make a copy of a GGUF model in safetensors, for vLLM and for training."),

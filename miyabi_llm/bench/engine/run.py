@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from miyabi_llm.bench.engine.connection import (
     KERNEL_STAMPS,
+    Address,
     Connection,
     PlainConnection,
     StampedConnection,
@@ -21,6 +25,9 @@ from miyabi_llm.bench.engine.drive import Drive
 from miyabi_llm.bench.engine.times import arrivals
 from miyabi_llm.bench.values import Load, Run, Source, Target
 from miyabi_llm.types import Event, OnEvent, silent
+
+if TYPE_CHECKING:
+    import ssl
 
 CONNECT_S = 10.0
 PREOPEN = 64  # connections that are opened before an open loop begins
@@ -38,6 +45,8 @@ class Engine:
         self._offset = clock_offset()
         self._runner = asyncio.Runner(loop_factory=loop_factory())
         self._idle: list[deque[Connection]] = [deque() for _ in targets]
+        self._addresses: dict[int, Sequence[Address]] = {}
+        self._drive: Drive | None = None
 
     def __enter__(self) -> Engine:
         self._runner.__enter__()
@@ -49,39 +58,68 @@ class Engine:
                 connection.close()
         self._runner.__exit__(kind, e, tb)
 
-    def run(self, load: Load, source: Source, on_event: OnEvent = silent, times: Iterator[float] | None = None) -> Run:
+    def run(
+        self,
+        load: Load,
+        source: Source,
+        on_event: OnEvent = silent,
+        times: Iterator[float] | None = None,
+        *,
+        at_ns: int = 0,
+    ) -> Run:
         """Send what `source` gives, as `load` says; `times` are the arrivals of an open loop, in seconds.
 
-        Ctrl-C ends it: what was told to `source` until then stays told. Never raises for what servers do.
+        `at_ns` is when to begin, by `time.perf_counter_ns`; at once when it is past. Ctrl-C ends it: what was told to
+        `source` until then stays told. Never raises for what servers do; what `source` raises ends the run.
         """
         self._offset = clock_offset()
+        for pool in self._idle:
+            for connection in pool:
+                connection.offset = self._offset
+        if times is None and load.rate is not None:
+            times = arrivals(load.rate, load.arrival, load.seed)
         with _calm():
-            return self._runner.run(self._run(load, source, on_event, times))
+            return self._runner.run(self._run(load, source, on_event, times, at_ns))
 
-    async def _run(self, load: Load, source: Source, on_event: OnEvent, times: Iterator[float] | None) -> Run:
-        drive = Drive(load, source, self, times or self._times(load))
-        await self._open(load)
-        drive.begin()
+    def stop(self, why: str) -> None:
+        """End the run in progress now, from a signal handler or another thread; what is in flight is cancelled."""
+        drive = self._drive
+        if drive is not None:
+            self._runner.get_loop().call_soon_threadsafe(drive.abort, why)
+
+    async def _run(
+        self, load: Load, source: Source, on_event: OnEvent, times: Iterator[float] | None, at_ns: int
+    ) -> Run:
+        loop = asyncio.get_running_loop()
+        self._drive = drive = Drive(load, source, self, times)
+        loop.set_exception_handler(drive.broke)
         try:
+            await self._open(load, PREOPEN if times is not None else load.concurrency or 1)
+            await asyncio.sleep(max(0.0, (at_ns - time.perf_counter_ns()) / 1e9))
+            drive.begin()
             while not drive.over.is_set():
-                try:
+                with suppress(TimeoutError):
                     await asyncio.wait_for(drive.over.wait(), 0.5)
-                except TimeoutError:
-                    on_event(Event("progress", "requests", done=drive.done, total=load.requests, unit="requests"))
+                on_event(Event("progress", "requests", done=drive.done, total=load.requests, unit="requests"))
         finally:
-            run = drive.end()
+            self._drive = None
+            run = drive.end(lambda: (clock_offset() - self._offset) / 1e9)
+            loop.set_exception_handler(None)
+        if drive.bug is not None:
+            raise drive.bug
         return run
 
-    async def _open(self, load: Load) -> None:
+    async def _open(self, load: Load, wanted: int) -> None:
         """Open connections beforehand: connecting is not what is measured."""
-        wanted = load.concurrency if load.rate is None else min(load.concurrency or PREOPEN, PREOPEN)
+        wanted = min(wanted, load.concurrency or wanted)
+        await asyncio.sleep(0.001)  # the loop hears which servers have closed since the last run
         for index, pool in enumerate(self._idle):
             for stale in [c for c in pool if not c.open]:
                 pool.remove(stale)
-            for _ in range(max(0, (wanted or 1) - len(pool))):
+            for _ in range(max(0, wanted - len(pool))):
                 try:
                     pool.append(await self.connect(index))
-                except (OSError, TimeoutError):
+                except (OSError, TimeoutError, ValueError):
                     break  # the first call says it better
 
     def idle(self, target: int) -> Connection | None:
@@ -93,31 +131,37 @@ class Engine:
                 return connection
         return None
 
+    def spare(self, target: int) -> int:
+        """How many connections wait."""
+        return len(self._idle[target])
+
     def give_back(self, target: int, connection: Connection) -> None:
         """A connection whose call is over."""
         if connection.open:
             self._idle[target].append(connection)
 
-    @staticmethod
-    def _times(load: Load) -> Iterator[float] | None:
-        return None if load.rate is None else arrivals(load.rate, load.arrival, load.seed)
-
     async def connect(self, target: int) -> Connection:
-        """A new connection. Raises OSError, TimeoutError."""
+        """A new connection. Raises OSError, TimeoutError; ValueError for an address that is none."""
         url = urlsplit(self._targets[target].endpoint.base_url)
         host, port = url.hostname or "127.0.0.1", url.port or (443 if url.scheme == "https" else 80)
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(CONNECT_S):
-            if url.scheme == "https":
-                import ssl
-
+            if url.scheme == "https" or not self._stamps:
                 plain = PlainConnection(loop)
-                await plain.connect(host, port, ssl.create_default_context())
+                await plain.connect(host, port, _tls() if url.scheme == "https" else None)
                 return plain
-            made = StampedConnection(loop) if self._stamps else PlainConnection(loop)
-            await made.connect(host, port)
+            if target not in self._addresses:  # asked for once: a name server is not what is measured
+                self._addresses[target] = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            made = StampedConnection(loop)
+            await made.connect(self._addresses[target])
             made.offset = self._offset
             return made
+
+
+def _tls() -> ssl.SSLContext:
+    import ssl
+
+    return ssl.create_default_context()
 
 
 @contextmanager
