@@ -9,112 +9,95 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-Outcome = Literal["pass", "fail", "inconclusive", "invalid"]
-Direction = Literal["lower", "higher"]  # which is better
-
-LEVEL = 0.99  # of the intervals
-RESAMPLES = 4000
-LEAST_ROUNDS = 4  # fewer clusters tell nothing about the spread between them
-
-
-@dataclass(frozen=True, slots=True)
-class Series:
-    """One metric of both arms, by round: `a[r]` and `b[r]` are equally long where requests are paired.
-
-    `unit` is the metric's; `better` says which direction is; `tolerance` is the share by which B may be worse.
-    """
-
-    metric: str
-    a: tuple[tuple[float, ...], ...]
-    b: tuple[tuple[float, ...], ...]
-    better: Direction = "lower"
-    tolerance: float = 0.05
-    unit: str = "s"
+from miyabi_llm.bench.gate.resample import Floats, draw, interval, weights
+from miyabi_llm.bench.gate.values import (
+    LEAST_ROUNDS,
+    LEVEL,
+    RESAMPLES,
+    Compared,
+    Outcome,
+    Series,
+    Statistic,
+    Verdict,
+    worst,
+)
+from miyabi_llm.bench.stats.intervals import least_for
 
 
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """One metric, judged. `ratio` is B over A turned so that above 1 is worse, with its interval; `p` is the one-sided
-    bootstrap probability that B is not worse than half the tolerance, after Holm over the metrics.
-    """
-
-    metric: str
-    outcome: Outcome
-    ratio: float
-    low: float
-    high: float
-    p: float
-    tolerance: float
-    rounds: int
-    pairs: int
-    reason: str
-    a: float
-    b: float
-    unit: str = "s"
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """The whole judgement: the worst of its metrics."""
-
-    outcome: Outcome
-    metrics: tuple[Compared, ...]
-    reasons: tuple[str, ...] = ()
-
-
-def judge(series: Sequence[Series], *, seed: int = 0, noise: Mapping[str, float] | None = None) -> Verdict:
+def judge(
+    series: Sequence[Series], *, seed: int = 0, noise: Mapping[str, float] | None = None, looks: int = 1
+) -> Verdict:
     """Judge every metric. `noise` is the A/A floor by metric (a share): a tolerance below twice it is widened.
 
-    Fails when the ratio is beyond 1 + tolerance and, at `LEVEL`, above 1 + tolerance/2; passes when its interval stays
-    below 1 + tolerance; else inconclusive. Holm, A simple sequentially rejective multiple test procedure, 1979.
+    Fails when the ratio is beyond 1 + tolerance and, at `LEVEL` over all `looks`, above 1 + tolerance/2; passes when
+    its interval stays below 1 + tolerance; else inconclusive.
     """
-    compared = [_one(s, seed + i, (noise or {}).get(s.metric, 0.0)) for i, s in enumerate(series)]
-    compared = _holm(compared)
-    order: tuple[Outcome, ...] = ("invalid", "fail", "inconclusive", "pass")
-    outcomes = [c.outcome for c in compared] or ["inconclusive"]
-    worst = min(outcomes, key=order.index)
-    return Verdict(worst, tuple(compared), tuple(f"{c.metric}: {c.reason}" for c in compared if c.outcome == worst))
+    return verdict([compare(s, seed, (noise or {}).get(s.metric, 0.0), looks) for s in series])
 
 
-def _one(s: Series, seed: int, noise: float) -> Compared:
+def verdict(compared: Sequence[Compared]) -> Verdict:
+    """The judgement over all rules, after Holm over those that compare."""
+    relative = iter(holm([c for c in compared if c.kind == "relative"]))
+    judged = tuple(next(relative) if c.kind == "relative" else c for c in compared)
+    outcome = worst([c.outcome for c in judged])
+    return Verdict(outcome, judged, tuple(f"{c.metric}: {c.reason}" for c in judged if c.outcome == outcome))
+
+
+def compare(s: Series, seed: int = 0, noise: float = 0.0, looks: int = 1) -> Compared:
+    """Judge one metric by its rounds, without regard to others. Values that are not above 0 make it invalid."""
     tolerance = max(s.tolerance, 2 * noise)
-    rounds = [(x, y) for x, y in zip(s.a, s.b, strict=True) if x and y]
-    flat_a, flat_b = ([v for pair in rounds for v in pair[i]] for i in (0, 1))
+    rounds = [(np.asarray(x, float), np.asarray(y, float)) for x, y in zip(s.a, s.b, strict=True) if x and y]
     pairs = sum(min(len(x), len(y)) for x, y in rounds)
     blank = Compared(
         metric=s.metric,
+        kind="relative",
         outcome="inconclusive",
-        ratio=math.nan,
+        value=math.nan,
         low=math.nan,
         high=math.nan,
-        p=1.0,
-        tolerance=tolerance,
-        rounds=len(rounds),
-        pairs=pairs,
-        reason=f"{len(rounds)} of at least {LEAST_ROUNDS} rounds",
-        a=_median(flat_a),
-        b=_median(flat_b),
+        limit=tolerance,
+        a=figure([x for x, _ in rounds], s.statistic),
+        b=figure([y for _, y in rounds], s.statistic),
         unit=s.unit,
+        rounds=len(rounds),
+        n=pairs,
+        reason=f"{len(rounds)} of at least {LEAST_ROUNDS} rounds",
     )
+    if not all(np.all(np.isfinite(v)) and np.all(v > 0) for pair in rounds for v in pair):
+        return replace(blank, outcome="invalid", reason="some values are not above zero")
     if len(rounds) < LEAST_ROUNDS:
         return blank
-    logs = [_log_ratios(x, y, s.better) for x, y in rounds]
-    estimate, draws = resample(logs, seed)
-    edge = (1 - LEVEL) / 2
-    low, high = (float(v) for v in np.quantile(draws, [edge, 1 - edge]))
-    p = float((1 + np.sum(draws <= math.log1p(tolerance / 2))) / (1 + len(draws)))
+    if short := too_few(s.statistic, pairs):
+        return replace(blank, reason=short)
+    estimate, draws = _log_ratio(rounds, s, seed)
+    low, high, wide = interval(estimate, draws, len(rounds), looks)
+    p = float((1 + np.sum(wide <= math.log1p(tolerance / 2))) / (1 + RESAMPLES))
     ratio, low, high = math.exp(estimate), math.exp(low), math.exp(high)
-    outcome, why = _decide(ratio, low, high, tolerance)
-    return replace(blank, outcome=outcome, ratio=ratio, low=low, high=high, p=p, reason=why)
+    outcome, why = decide(ratio, low, high, tolerance)
+    return replace(blank, outcome=outcome, value=ratio, low=low, high=high, p=p, reason=why)
 
 
-def _decide(ratio: float, low: float, high: float, tolerance: float) -> tuple[Outcome, str]:
+def too_few(statistic: Statistic, n: int) -> str:
+    """Why a percentile far out is not judged on `n` values; empty when it may be."""
+    if statistic == "mean" or statistic == 0.5 or n >= least_for(float(statistic)):
+        return ""
+    return f"{n} values, {least_for(float(statistic))} are needed for p{100 * float(statistic):g}"
+
+
+def figure(rounds: Sequence[Floats], statistic: Statistic) -> float:
+    """The statistic over all rounds, nan without a value."""
+    if not rounds:
+        return math.nan
+    values = np.concatenate(rounds)
+    return float(values.mean() if statistic == "mean" else np.quantile(values, statistic))
+
+
+def decide(ratio: float, low: float, high: float, tolerance: float) -> tuple[Outcome, str]:
+    """The answer for a ratio (above 1 is worse) with its interval at `LEVEL`, and its words."""
     shown = f"{ratio - 1:+.1%} [{low - 1:+.1%}, {high - 1:+.1%}] at {LEVEL:.0%}, tolerance {tolerance:.1%}"
     if ratio > 1 + tolerance and low > 1 + tolerance / 2:
         return "fail", f"worse: {shown}"
@@ -123,47 +106,38 @@ def _decide(ratio: float, low: float, high: float, tolerance: float) -> tuple[Ou
     return "inconclusive", f"cannot tell: {shown}"
 
 
-def _log_ratios(a: Sequence[float], b: Sequence[float], better: Direction) -> NDArray[np.float64]:
-    """Log of B over A, request by request where they are paired, else of the medians; above 0 is worse."""
-    if len(a) == len(b):
-        ratios = np.log(np.asarray(b)) - np.log(np.asarray(a))
-    else:
-        ratios = np.asarray([math.log(_median(b)) - math.log(_median(a))])
-    ratios = ratios.astype(np.float64)
-    return ratios if better == "lower" else -ratios
+def _log_ratio(rounds: Sequence[tuple[Floats, Floats]], s: Series, seed: int) -> tuple[float, Floats]:
+    """Log of B over A and its draws; above 0 is worse.
 
-
-def resample(logs: Sequence[NDArray[np.float64]], seed: int) -> tuple[float, NDArray[np.float64]]:
-    """The median of all values, and its values over `RESAMPLES` draws of whole rounds (cluster bootstrap).
-
-    The draws are spread by sqrt(n / (n - 1)) about the median: with n clusters a bootstrap is too narrow by that.
-    Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8.
+    Medians: of the pairs' log-ratios, or of the rounds' where requests are not paired. Other statistics: the log of
+    their ratio, both arms drawn with the same rounds.
     """
-    generator = np.random.default_rng(seed)
-    count = len(logs)
-    estimate = float(np.median(np.concatenate(logs)))
-    picks = generator.integers(0, count, size=(RESAMPLES, count))
-    draws = np.fromiter((np.median(np.concatenate([logs[i] for i in pick])) for pick in picks), float, RESAMPLES)
-    return estimate, estimate + (draws - estimate) * math.sqrt(count / (count - 1))
+    drawn = weights(len(rounds), seed)
+    sign = 1.0 if s.better == "lower" else -1.0
+    if s.statistic == 0.5:
+        if s.paired and all(len(x) == len(y) for x, y in rounds):
+            logs = [np.log(y) - np.log(x) for x, y in rounds]
+        else:
+            logs = [np.array([math.log(np.median(y)) - math.log(np.median(x))]) for x, y in rounds]
+        estimate, draws = draw(logs, 0.5, drawn)
+    else:
+        (a, of_a), (b, of_b) = (draw([pair[i] for pair in rounds], s.statistic, drawn) for i in (0, 1))
+        estimate, draws = math.log(b) - math.log(a), np.log(of_b) - np.log(of_a)
+    return sign * estimate, sign * draws
 
 
-def _holm(compared: list[Compared]) -> list[Compared]:
-    """Take back failures that do not survive the number of metrics looked at."""
+def holm(compared: Sequence[Compared]) -> list[Compared]:
+    """Take back failures that do not survive the number of metrics looked at.
+
+    Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6, 1979.
+    """
     failing = sorted((c for c in compared if c.outcome == "fail"), key=lambda c: c.p)
     alpha, kept = (1 - LEVEL) / 2, True
     judged = {}
     for rank, c in enumerate(failing):
         adjusted = min(1.0, c.p * (len(compared) - rank))
+        # no p-value of so many draws is below 1 / (draws + 1)
         kept = kept and adjusted <= max(alpha, (len(compared) - rank) / (1 + RESAMPLES))
-        judged[c.metric] = (
-            replace(c, p=adjusted)
-            if kept
-            else replace(
-                c, p=adjusted, outcome="inconclusive", reason=f"{c.reason}; not past {len(compared)} metrics (Holm)"
-            )
-        )
-    return [judged.get(c.metric, c) for c in compared]
-
-
-def _median(values: Sequence[float]) -> float:
-    return float(np.median(np.asarray(values))) if values else math.nan
+        why = c.reason if kept else f"{c.reason}; not past {len(compared)} metrics (Holm)"
+        judged[id(c)] = replace(c, p=adjusted, outcome="fail" if kept else "inconclusive", reason=why)
+    return [judged.get(id(c), c) for c in compared]
