@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from miyabi_llm.errors import InvalidMeasurement
+from miyabi_llm.errors import DiskFull, InvalidMeasurement, MiyabiError
 from miyabi_llm.proc import Exit
 from miyabi_llm.quantize import quality
 from miyabi_llm.quantize.sizes import logits_bytes
@@ -74,13 +74,19 @@ class Meter:
     def _record(self, model: Path, text: Path, place: Path, name: str) -> Base:
         self.on_event(Event("phase", "base", "recording what the source predicts"))
         fresh = self.tools.folder / "base.kld"
-        said = self.tools.record(model, text, fresh, self.window, self.on_event)
-        if (chunks := whole(fresh, self.window)) is None:
+        trouble: MiyabiError = DiskFull("")
+        for _ in range(TRIES):
+            said = self.tools.record(model, text, fresh, self.window, self.on_event)
+            if (chunks := whole(fresh, self.window)) is not None:
+                os.replace(fresh, place)
+                evict(place.parent, keep=place)
+                return Base(place, name, chunks)
             # a text that is too short ends the program with code 0, and it does not look whether its bytes arrive
-            raise quantizing.explain(quantizing.PERPLEXITY, Exit(), said.text, short=True)
-        os.replace(fresh, place)
-        evict(place.parent, keep=place)
-        return Base(place, name, chunks)
+            trouble = quantizing.explain(quantizing.PERPLEXITY, Exit(), said.text, short=True)
+            if not isinstance(trouble, DiskFull):
+                break
+            self.on_event(Event("warning", "base", "the program ended early without a word; once more"))
+        raise trouble
 
     def measure(self, model: Path, base: Base, sha256: str) -> Quality:
         """Compare `model`, whose bytes are `sha256`, with the base: from the cache or now. Raises MiyabiError."""

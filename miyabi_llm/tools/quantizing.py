@@ -15,6 +15,7 @@ from miyabi_llm.tools.program import Program, run_briefly
 from miyabi_llm.types import Event, OnEvent, silent
 
 QUANTIZE, PERPLEXITY, BENCH = "llama-quantize", "llama-perplexity", "llama-bench"
+EXPORT, IMATRIX, SPLIT = "llama-export-lora", "llama-imatrix", "llama-gguf-split"
 PROGRAMS = (QUANTIZE, PERPLEXITY, BENCH)
 POLL = 0.1  # seconds between looks at what a program has written
 LOG_LIMIT = 64 << 20  # bytes; a model of many thousand tensors prints about one
@@ -103,7 +104,13 @@ class Tools:
             return False
 
         args = [*self._reading(model, window), "-f", str(text), "--chunks", str(window.chunks)]
-        return self._run(PERPLEXITY, [*args, "--kl-divergence-base", str(logits)], watch)
+        args += ["--kl-divergence-base", str(logits)]
+        try:
+            return self._run(PERPLEXITY, args, watch)
+        except MiyabiError as e:
+            if type(e) is not MiyabiError:
+                raise
+            return self._run(PERPLEXITY, args, watch)  # the lines that say why are lost at times: once more
 
     def compare(
         self,
@@ -128,6 +135,10 @@ class Tools:
         """Speed of `model`: two short runs of each kind. None when the program's answer cannot be read."""
         args = ["-m", str(model), "-p", str(prompt), "-n", str(generated), "-r", "2", "-o", "json"]
         return output.parse_bench(self._run(BENCH, [*args, *self._threads()]).text)
+
+    def merge(self, model: Path, adapter: Path, target: Path) -> None:
+        """Write `model` with the LoRA adapter merged into it to `target`. Raises MiyabiError."""
+        self._run(EXPORT, ["-m", str(model), "--lora", str(adapter), "-o", str(target), *self._threads()])
 
     def _reading(self, model: Path, window: Window) -> list[str]:
         sizes = ["-c", str(window.ctx), "-b", str(window.batch), "-ub", str(window.batch), "--seed", "0"]
