@@ -149,7 +149,7 @@ def parse_report(text: str, where: str = "the report") -> Report:
     """Read a report's JSON. Raises Corrupt that names the field which is wrong."""
     hint = "Measure again, or take the file from where it was first written."
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError) as e:
         raise Corrupt(f"{where} is not a report: {e}", hint=hint) from e
     if not isinstance(value, dict) or "schema" not in value:
@@ -163,6 +163,10 @@ def parse_report(text: str, where: str = "the report") -> Report:
         raise Corrupt(f"{where} is damaged: {e}", hint=hint) from e
     assert isinstance(report, Report)
     return report
+
+
+def _refuse(text: str) -> None:
+    raise ValueError(f"{text} is no number")
 
 
 def _is_newer(schema: object) -> bool:
