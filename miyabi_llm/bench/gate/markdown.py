@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import re
 
 from miyabi_llm.bench.gate.shown import HEAD, MEANING, headline, row
 from miyabi_llm.bench.gate.values import LEVEL, Judgement
 
 _SIGNS = {"pass": "✅", "fail": "❌", "inconclusive": "❔", "invalid": "⚠️"}
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~])")
+_SPECIAL = re.compile(r"([\\`*_{}\[\]|#~])")
 LONGEST = 600  # characters of one reason: a server's words can be long
 
 
@@ -47,4 +48,5 @@ def _line(cells: tuple[str, ...] | list[str]) -> str:
 def _plain(text: str) -> str:
     """Text that Markdown shows as it is, on one line."""
     flat = " ".join(text.split())
-    return _SPECIAL.sub(r"\\\1", flat if len(flat) <= LONGEST else f"{flat[: LONGEST - 1]}…")
+    short = flat if len(flat) <= LONGEST else f"{flat[: LONGEST - 1]}…"
+    return _SPECIAL.sub(r"\\\1", html.escape(short, quote=False))
