@@ -23,6 +23,7 @@ RANKS: dict[str, int] = {
     "miyabi_llm.config": 1,
     "miyabi_llm.catalog": 1,
     "miyabi_llm.proc": 1,
+    "miyabi_llm.plots": 1,
     "miyabi_llm.client": 1,
     "miyabi_llm.store": 1,
     "miyabi_llm.hardware": 1,

@@ -11,31 +11,35 @@ from typing import Any
 from miyabi_llm import catalog
 from miyabi_llm.config import Settings
 from miyabi_llm.errors import BadUsage, ModelMissing
+from miyabi_llm.gguf import Header
+from miyabi_llm.quantize.evaluation import Evaluation
 from miyabi_llm.quantize.quality import RESOLUTION
 from miyabi_llm.quantize.source import Source
-from miyabi_llm.quantize.values import Measured, Order, Plan, Planned, Quality
+from miyabi_llm.quantize.values import Limits, Measured, Order, Plan, Planned
 from miyabi_llm.refs import Digest, ModelRef
 from miyabi_llm.store import Store
-from miyabi_llm.tools.quantize_output import Bench
 from miyabi_llm.types import Artifact, StoredFile
 
 FULL = "the source at full precision"
 UNSTEADY = 0.1  # standard deviation over mean of two runs, from which a speed says little
 ROUNDED = "an already quantized source"
+_LAYER = re.compile(r"blk\.(\d{1,6})\.(.+?)(?:\.weight)?")
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """All that was found out. `source` maps file names to sha256, `text` is the evaluation text's."""
+    """All that was found out. `source` maps file names to sha256; `resident` in bytes; `header` is the file's."""
 
     plan: Plan
     chosen: Measured
     measured: Sequence[Measured]
-    speed: Bench | None
     source: Mapping[str, Digest]
-    text: Digest
+    text: Evaluation
     argv: tuple[str, ...]
     tool: tuple[str, int | None, str | None]
+    limits: Limits
+    resident: int | None
+    header: Header
 
 
 def against(plan: Plan) -> str:
@@ -111,32 +115,61 @@ def _card(source: Source, order: Order, file: str, found: Evidence) -> dict[str,
             "seconds": chosen.seconds,
         },
         "tensors": {kind: {"count": n, "bytes": size} for kind, (n, size) in planned.tensors.items()},
+        "tensor_types": by_name(found.header),
         "fallbacks": planned.fallbacks,
         "base": line | asdict(found.plan.provenance),
-        "memory": {"ctx": found.plan.ctx, "bytes": planned.needed},
+        "memory": {"ctx": found.plan.ctx, "bytes": planned.needed, "resident": found.resident},
         "quality": {k: v for k, v in asdict(chosen.quality).items() if v is not None},
-        "gate": {"max_kld": order.max_kld, "passed": chosen.passed} if order.max_kld is not None else None,
+        "gate": asdict(found.limits) | {"passed": chosen.passed} if found.limits != Limits() else None,
         "evaluation": {
             "text": order.text.name if order.text else "shipped with miyabi-llm",
-            "sha256": found.text,
+            "sha256": found.text.sha256,
+            "conversations": found.text.conversations,
+            "tokens_read_otherwise": found.text.differ,
             "ctx": order.window.ctx,
             "batch": order.window.batch,
             "chunks": chosen.quality.chunks,
             "seed": 0,
         },
-        "speed": asdict(found.speed) if found.speed else None,
+        "speed": asdict(chosen.speed) if chosen.speed else None,
         "others": [_other(m) for m in found.measured if m.type != chosen.type],
         "lineage": [*(before if isinstance(before, list) else []), step],
     }
 
 
+def by_name(header: Header) -> dict[str, dict[str, str]]:
+    """Each tensor's type: the tensor's name without its layer -> type -> the layers, as in 0-3,7; "" outside layers."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for tensor in header.tensors:
+        match = _LAYER.fullmatch(tensor.name)
+        layers = found.setdefault(match[2] if match else tensor.name, {}).setdefault(tensor.type, [])
+        if match:
+            layers.append(int(match[1]))
+    return {name: {kind: _ranges(layers) for kind, layers in kinds.items()} for name, kinds in found.items()}
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    runs: list[list[int]] = []
+    for n in sorted(numbers):
+        if runs and n == runs[-1][1] + 1:
+            runs[-1][1] = n
+        else:
+            runs.append([n, n])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
 def _other(m: Measured) -> dict[str, Any]:
     q = m.quality
-    return {"type": m.type, "size": m.size, "kld": q.kld, "low": q.low, "high": q.high, "passed": m.passed}
+    loss = {"kld": q.kld, "low": q.low, "high": q.high, "p999": q.p999, "same_top": q.same_top}
+    speed = m.speed.speed if m.speed else None
+    return {"type": m.type, "size": m.size, **loss, "speed": speed, "passed": m.passed, "why": list(m.why)}
 
 
-def notes(quality: Quality, planned: Planned, speed: Bench | None) -> Iterator[str]:
+def notes(chosen: Measured, planned: Planned, text: Evaluation) -> Iterator[str]:
     """What the person should know about the figures."""
+    quality, speed = chosen.quality, chosen.speed
+    if text.differ:
+        yield f"{text.differ} tokens of the text were read otherwise than a server reads them"
     if quality.against == ROUNDED:
         yield "the loss is against an already quantized source; against the original model it is another, and unknown"
     if quality.kld < RESOLUTION:

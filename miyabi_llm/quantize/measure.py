@@ -8,7 +8,7 @@ import json
 import os
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from miyabi_llm.errors import DiskFull, InvalidMeasurement, MiyabiError
 from miyabi_llm.proc import Exit
 from miyabi_llm.quantize import quality
 from miyabi_llm.quantize.sizes import logits_bytes
-from miyabi_llm.quantize.values import Quality
+from miyabi_llm.quantize.values import Limits, Quality
 from miyabi_llm.store import Fs
 from miyabi_llm.store.fs import explained, write_atomic
 from miyabi_llm.store.locks import take
@@ -43,14 +43,18 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class Meter:
-    """Measures files against one base. `limit` in nats gives a hopeless one up early; `against` names the base."""
+    """Measures files against one base. A file that is surely beyond `limits` is given up; `against` names the base."""
 
     tools: Tools
     window: Window
     cache: Path
     against: str
-    limit: float | None = None
+    limits: Limits = field(default_factory=Limits)
     on_event: OnEvent = silent
+
+    def has(self, name: str) -> bool:
+        """Whether the base called `name` is in the cache."""
+        return whole(self.cache / "quantize" / "bases" / f"{name}.kld", self.window) is not None
 
     def record(self, model: Path, text: Path, name: str) -> Base:
         """The recorded base called `name`, from the cache or made now; of two at once the second waits.
@@ -96,7 +100,7 @@ class Meter:
             return dataclasses.replace(known, against=self.against)
         for _ in range(TRIES):
             ended = self.tools.compare(
-                model, base.logits, self.window, lambda row: quality.hopeless(row, self.limit), self.on_event
+                model, base.logits, self.window, lambda row: quality.hopeless(row, self.limits), self.on_event
             )
             found, rows = parse_divergence(ended.text), parse_rows(ended.text)
             if found is not None and len(rows) == base.chunks:
@@ -125,6 +129,13 @@ def whole(path: Path, window: Window) -> int | None:
     if magic != b"_logits_" or ctx != window.ctx or min(vocab, chunks) < 1:
         return None
     return int(chunks) if size == logits_bytes(window, vocab, chunks) else None
+
+
+def tokens(path: Path) -> tuple[int, ...]:
+    """The token ids that a whole file of recorded probabilities was made of. Raises OSError, struct.error."""
+    with path.open("rb") as f:
+        _, ctx, _, chunks = _HEAD.unpack(f.read(_HEAD.size))
+        return struct.unpack(f"<{ctx * chunks}i", f.read(4 * ctx * chunks))
 
 
 def evict(folder: Path, *, keep: Path, limit: int = BASES_KEPT) -> None:

@@ -7,12 +7,17 @@ import math
 from itertools import pairwise
 
 from miyabi_llm.errors import InvalidMeasurement
-from miyabi_llm.quantize.values import Quality
+from miyabi_llm.quantize.values import Limits, Order, Quality
 from miyabi_llm.tools.quantize_output import Divergence, Row
 from miyabi_llm.tools.quantizing import Window
 
 EARLY_CHUNKS = 2  # before so many windows nothing is given up
 EARLY_SIGMAS = 3.0
+# Where --max-kld is given alone, the other two limits follow from it. In the tables that were measured (docs,
+# "What quantizing costs") the 99.9% divergence was 8 to 22 times the mean, and the share of tokens that changed
+# 0.3 to 0.6 times the square root of the mean: the limits catch a file that is out of the ordinary, no more.
+TAIL = 50.0
+CHANGED = 1.0
 RESOLUTION = 6e-4  # nats: 16-bit probabilities cannot show less; f16 against itself gives 0.00055 in llama.cpp's table
 # 97.5% quantiles of Student's t for 1, 2, ... degrees of freedom: windows are few, and one is not like the other
 _T = (
@@ -42,9 +47,23 @@ def interval(rows: tuple[Row, ...], mean: float, error: float) -> tuple[float, f
     return mean - half, mean + half
 
 
-def hopeless(row: Row, limit: float | None) -> bool:
-    """Whether this far into the text the mean is surely over the limit. Pure."""
-    return limit is not None and row.chunk >= EARLY_CHUNKS and row.mean - EARLY_SIGMAS * row.error > limit
+def limits(order: Order) -> Limits:
+    """The gate that was ordered: what was not said follows from the mean's limit. Pure."""
+    kld = order.max_kld
+    p999 = TAIL * kld if order.max_p999 is None and kld is not None else order.max_p999
+    top = max(0.0, 100 * (1 - CHANGED * math.sqrt(kld))) if order.min_top is None and kld is not None else order.min_top
+    return Limits(kld, p999, top)
+
+
+def hopeless(row: Row, limits: Limits) -> bool:
+    """Whether this far into the text the mean, or the share of tokens that stayed, is surely beyond its limit. Pure.
+
+    The 99.9% divergence is not judged early: of a few hundred tokens it is the largest.
+    """
+    if row.chunk < EARLY_CHUNKS:
+        return False
+    lost = limits.kld is not None and row.mean - EARLY_SIGMAS * row.error > limits.kld
+    return lost or (limits.top is not None and row.same_top + EARLY_SIGMAS * row.same_top_error < limits.top)
 
 
 def judged(found: Divergence, window: Window, against: str) -> Quality:
@@ -71,6 +90,21 @@ def early(row: Row, rows: tuple[Row, ...], window: Window, against: str) -> Qual
     return Quality(row.mean, row.error, low, high, row.same_top, row.chunk, tokens, against, stopped=True)
 
 
-def passes(quality: Quality, limit: float | None) -> bool | None:
-    """Whether the upper end of the interval is within the limit; None without one."""
-    return None if limit is None else not quality.stopped and quality.high <= limit
+def failures(quality: Quality, limits: Limits) -> tuple[str, ...]:
+    """What is beyond the limits, in words. Pure."""
+    q, found = quality, []
+    if q.stopped:
+        found.append(f"given up after {q.chunks} windows")
+    if limits.kld is not None and q.high > limits.kld:
+        found.append(f"mean KL divergence {q.kld:.6f}, up to {q.high:.6f}; at most {limits.kld:g} is allowed")
+    if limits.p999 is not None and q.p999 is not None and q.p999 > limits.p999:
+        found.append(f"one token in a thousand differs by {q.p999:.3f} and more; at most {limits.p999:g} is allowed")
+    low = q.same_top if q.same_top_low is None else q.same_top_low
+    if limits.top is not None and low < limits.top:
+        found.append(f"the likeliest token stayed the same for {low:.1f}% or more; at least {limits.top:g}% must")
+    return tuple(found)
+
+
+def passes(quality: Quality, limits: Limits) -> bool | None:
+    """Whether the file is within all limits, by the worse ends of its intervals; None without any."""
+    return None if limits == Limits() else not failures(quality, limits)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 
 from miyabi_llm import gguf, hardware
 from miyabi_llm.config import Settings
-from miyabi_llm.errors import BadUsage, Corrupt, DiskFull, GateFailed, InvalidMeasurement, MachineLimit
+from miyabi_llm.errors import BadUsage, Corrupt, DiskFull, GateFailed, InvalidMeasurement, MachineLimit, MiyabiError
+from miyabi_llm.gguf import Header
 from miyabi_llm.quantize import card as cards
-from miyabi_llm.quantize import choose, measure, provenance, quality, sizes
+from miyabi_llm.quantize import choose, evaluation, measure, provenance, quality, sizes
+from miyabi_llm.quantize.evaluation import Evaluation
 from miyabi_llm.quantize.measure import Base, Meter
 from miyabi_llm.quantize.source import Source
 from miyabi_llm.quantize.values import Made, Measured, Order, Plan, Planned
@@ -22,17 +22,22 @@ from miyabi_llm.quantize.work import Work, working
 from miyabi_llm.refs import Digest
 from miyabi_llm.store import Store
 from miyabi_llm.store.adopt import hash_file
+from miyabi_llm.tools import llama_cpp
+from miyabi_llm.tools.moment import Kitchen, moment
 from miyabi_llm.tools.program import Program
 from miyabi_llm.tools.quantizing import Tools
 from miyabi_llm.types import Event, OnEvent, silent
 
-TEXT = "evaluation.txt"  # the shipped text, under miyabi_llm/data
+PROMPT = 600  # tokens that the server reads before its memory is looked at
 SLACK = 64 << 20  # bytes left on a disk beside what is planned
 
 
 @dataclass(frozen=True, slots=True)
 class Shop:
-    """Where and with what a model is quantized. `flags`: what the server's build uses of the processor."""
+    """Where and with what a model is quantized. `flags`: what the server's build uses of the processor.
+
+    `programs` may have a llama-server: without it no conversations are rendered and no memory is measured.
+    """
 
     store: Store
     settings: Settings
@@ -50,6 +55,7 @@ class _File:
     sha256: Digest
     argv: tuple[str, ...]
     measured: Measured
+    header: Header
 
 
 def plan(source: Source, order: Order, shop: Shop, on_event: OnEvent = silent) -> Plan:
@@ -71,29 +77,32 @@ def quantize(source: Source, order: Order, shop: Shop, on_event: OnEvent = silen
         for kind in plan.order:
             cards.name(source, replace(order, types=(kind,)), shop.store, shop.settings)
         _check_disk(plan, shop)
-        text = _text(order, work)
         on_event(Event("phase", "source", f"hashing {source.ref}"))
         before = source.digests()
-        meter = Meter(tools, order.window, shop.settings.cache, cards.against(plan), order.max_kld, on_event)
-        base = meter.record(source.first, text, _base_key(before, text, order, tools))
+        text = evaluation.prepare(source, order, _kitchen(shop, work), on_event)
+        limits = quality.limits(order)
+        meter = Meter(tools, order.window, shop.settings.cache, cards.against(plan), limits, on_event)
+        base, text = _record(source, meter, text, _base_key(before, text, order, tools))
         pick, tried = _try_all(source, plan, meter, base, work)
         if pick is None:
-            raise _failed(tried, order)
+            raise _failed(tried)
         measured = choose.mark_front(tried)
-        on_event(Event("phase", "speed", pick.planned.type))
-        speed = tools.bench(pick.path)
+        memory = _resident(pick, plan, shop, work, on_event)
         if source.digests() != before:
             raise Corrupt(f"{source.ref} changed while it was quantized", hint="Nothing was published. Try again.")
         evidence = cards.Evidence(
-            plan, pick.measured, measured, speed, before, hash_file(text), pick.argv, tools.version
+            plan, pick.measured, measured, before, text, pick.argv, tools.version, limits, memory, pick.header
         )
         ref = ref or cards.name(source, replace(order, types=(pick.planned.type,)), shop.store, shop.settings)
         artifact = cards.artifact(source, order, ref, evidence)
         shop.store.publish_blob(pick.path, pick.sha256)
         shop.store.publish(artifact)
         on_event(Event("done", "quantize", str(ref)))
-        notes = (*choose.notes(measured, pick.planned.type), *cards.notes(pick.measured.quality, pick.planned, speed))
-        return Made(artifact, pick.planned, pick.measured.quality, speed, measured, plan, artifact.card, notes)
+        notes = (*choose.notes(measured, pick.planned.type), *cards.notes(pick.measured, pick.planned, text))
+        return Made(
+            artifact, pick.planned, pick.measured.quality, pick.measured.speed, measured, plan, artifact.card, notes,
+            memory, limits,
+        )  # fmt: skip
 
 
 def check(plan: Plan, order: Order) -> None:
@@ -143,7 +152,9 @@ def _plan(source: Source, order: Order, shop: Shop, tools: Tools, on_event: OnEv
         "models": sum(largest[:2]),  # the best so far, and the one under way
         "base": sizes.logits_bytes(order.window, source.header.vocab_size or 0, chunks),
     }
-    judged = provenance.judge(source.header, source.first)
+    if evaluation.is_chat(order):
+        disk["copy"] = source.first.stat().st_size  # see respell
+    judged = provenance.judge(source.header, source.parts)
     return Plan(str(source.ref), source.size, judged, order.ctx, order.budget, types, todo, disk)
 
 
@@ -151,7 +162,8 @@ def _check_disk(plan: Plan, shop: Shop) -> None:
     """Raise DiskFull, with the bytes, before anything is written. One disk may have to hold both."""
     store, cache = shop.store.root, shop.settings.cache
     same = store.stat().st_dev == cache.stat().st_dev
-    for place, need in ((store, plan.disk["models"] + (plan.disk["base"] if same else 0)), (cache, plan.disk["base"])):
+    work = plan.disk["base"] + plan.disk.get("copy", 0)
+    for place, need in ((store, plan.disk["models"] + (work if same else 0)), (cache, work)):
         free = hardware.disk_free(place)
         if free is not None and free < need + SLACK:
             raise DiskFull(
@@ -161,27 +173,38 @@ def _check_disk(plan: Plan, shop: Shop) -> None:
             )  # fmt: skip
 
 
-def _text(order: Order, work: Work) -> Path:
-    """The evaluation text, copied: what was hashed is what is read. Raises BadUsage."""
-    target = work.folder / TEXT
-    if order.text is None:
-        target.write_bytes(resources.files("miyabi_llm").joinpath("data", TEXT).read_bytes())
-        return target
+def _kitchen(shop: Shop, work: Work) -> Kitchen:
+    """With what the server of a moment runs. Raises BackendMissing without a llama-server."""
+    server = shop.programs.get(llama_cpp.SERVER) or llama_cpp.find(llama_cpp.SERVER, shop.settings)
+    return Kitchen(server, shop.settings.env, work.folder, shop.threads)
+
+
+def _record(source: Source, meter: Meter, text: Evaluation, name: str) -> tuple[Base, Evaluation]:
+    """What the source predicts on the text, from the cache or recorded now."""
+    model, spelled = source.first, text.path
+    if not meter.has(name):
+        model, spelled = evaluation.for_recording(source, text, meter.tools.folder, meter.on_event)
+    base = meter.record(model, spelled, name)
+    return base, evaluation.compared(text, base.logits)
+
+
+def _resident(pick: _File, plan: Plan, shop: Shop, work: Work, on_event: OnEvent) -> int | None:
+    """Bytes that a server of the file has in memory at the planned context; None where that cannot be seen."""
+    on_event(Event("phase", "memory", f"{pick.planned.type}: a server with {plan.ctx} tokens"))
     try:
-        shutil.copyfile(order.text, target)
-        target.read_text(encoding="utf-8")
-    except UnicodeDecodeError as e:
-        raise BadUsage(f"{order.text} is not UTF-8 text: {e.reason} at byte {e.start}") from e
-    except OSError as e:
-        raise BadUsage(f"{order.text}: {e.strerror}", hint="Name a text file after --eval.") from e
-    return target
+        with moment(pick.path, _kitchen(shop, work), plan.ctx) as server:
+            ids = [1 + i % 200 for i in range(min(PROMPT, plan.ctx // 2))]
+            return server.memory(ids) or None
+    except MiyabiError as e:  # a model is no worse for that, and the card says that it was not measured
+        on_event(Event("warning", "memory", f"not measured: {e.message}"))
+        return None
 
 
-def _base_key(source: Mapping[str, Digest], text: Path, order: Order, tools: Tools) -> str:
+def _base_key(source: Mapping[str, Digest], text: Evaluation, order: Order, tools: Tools) -> str:
     return measure.key(
         {
             "source": sorted(source.values()),
-            "text": hash_file(text),
+            "text": [text.sha256, "chat" if text.chat else "plain"],
             "window": [order.window.ctx, order.window.chunks, order.window.batch],
             "program": list(tools.version),
             "machine": hardware.machine_key(),
@@ -212,17 +235,22 @@ def _make(source: Source, planned: Planned, meter: Meter, base: Base, work: Work
     rounded = meter.against != cards.FULL
     argv = meter.tools.quantize(source.first, target, kind, requantize=rounded, on_event=meter.on_event)
     seconds = time.monotonic() - start
-    verify_header(source, planned, target)
+    header = verify_header(source, planned, target)
     sha256 = hash_file(target)
     meter.on_event(Event("phase", "measure", kind))
     loss = meter.measure(target, base, sha256)
-    passed = quality.passes(loss, meter.limit)
-    measured = Measured(kind, sha256, target.stat().st_size, round(seconds, 2), loss, passed)
-    return _File(planned, target, sha256, argv, measured)
+    passed, why = quality.passes(loss, meter.limits), quality.failures(loss, meter.limits)
+    speed = None
+    if passed is not False:
+        meter.on_event(Event("phase", "speed", kind))
+        speed = meter.tools.bench(target)
+    size = target.stat().st_size
+    measured = Measured(kind, sha256, size, round(seconds, 2), loss, passed, speed=speed, why=why)
+    return _File(planned, target, sha256, argv, measured, header)
 
 
-def verify_header(source: Source, planned: Planned, target: Path) -> None:
-    """Raise Corrupt unless the file has the source's keys and exactly the planned tensors."""
+def verify_header(source: Source, planned: Planned, target: Path) -> Header:
+    """The file's header. Raises Corrupt unless it has the source's keys and exactly the planned tensors."""
     with target.open("rb") as f:
         made = gguf.read(f, target.stat().st_size)
     if made.histogram != planned.tensors:
@@ -233,14 +261,16 @@ def verify_header(source: Source, planned: Planned, target: Path) -> None:
     lost = sorted(k for k, v in source.header.kv.items() if not k.startswith(own) and made.kv.get(k) != v)
     if lost:
         raise Corrupt(f"{planned.type}: keys were lost or changed: {', '.join(lost[:5])}")
+    return made
 
 
-def _failed(measured: list[Measured], order: Order) -> GateFailed:
+def _failed(measured: list[Measured]) -> GateFailed:
     best = min(measured, key=lambda m: m.quality.high)
-    q = best.quality
-    tail = f" after {q.chunks} windows, given up" if q.stopped else ""
     return GateFailed(
-        f"{best.type}: mean KL divergence {q.kld:.6f}, up to {q.high:.6f}{tail}; at most {order.max_kld} is allowed",
+        f"{best.type}: {'; '.join(best.why)}",
         hint="Nothing was published. Take a larger type or budget, or a larger --max-kld.",
-        measured=[{"type": m.type, "size": m.size, "kld": m.quality.kld, "high": m.quality.high} for m in measured],
+        measured=[
+            {"type": m.type, "size": m.size, "kld": m.quality.kld, "high": m.quality.high, "why": list(m.why)}
+            for m in measured
+        ],
     )

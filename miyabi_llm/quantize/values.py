@@ -17,16 +17,31 @@ Kind = Literal["full", "quantized", "dequantized"]
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is wanted. `budget` in bytes of memory at `ctx` tokens; `max_kld` in nats per token; `text` None: ours."""
+    """What is wanted. `budget` in bytes of memory at `ctx` tokens; `max_kld` and `max_p999` in nats per token.
+
+    `min_top` in per cent. `text` None: ours; a .jsonl file holds conversations, any other plain text.
+    """
 
     types: tuple[str, ...] = ()
     budget: int | None = None
     max_kld: float | None = None
+    max_p999: float | None = None
+    min_top: float | None = None
     text: Path | None = None
     name: ModelRef | None = None
     ctx: int = 8192
     requantize: bool = False
     window: Window = field(default_factory=Window)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The gate: at most `kld` by the upper end of the mean's interval, at most `p999` at one token in a thousand, the
+    most likely token the same for at least `top` per cent by the lower end. None: no limit."""
+
+    kld: float | None = None
+    p999: float | None = None
+    top: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +117,7 @@ class Quality:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One file that was made and measured. `size` in bytes; `passed` is None without a gate."""
+    """One file that was made and measured. `size` in bytes; `passed` is None without a gate; `why` it did not."""
 
     type: str
     sha256: str
@@ -111,11 +126,16 @@ class Measured:
     quality: Quality
     passed: bool | None
     best: bool = False
+    speed: Bench | None = None
+    why: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """The published model and how it was chosen. `notes` are for the person."""
+    """The published model and how it was chosen. `notes` are for the person.
+
+    `resident`: bytes a server of it has in memory at the planned context, None where that could not be seen.
+    """
 
     artifact: Artifact
     chosen: Planned
@@ -125,3 +145,5 @@ class Made:
     plan: Plan
     card: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+    resident: int | None = None
+    limits: Limits = field(default_factory=Limits)

@@ -71,6 +71,7 @@ class Row:
     mean: float
     error: float
     same_top: float
+    same_top_error: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,7 @@ def parse_perplexity(text: str) -> tuple[float, float] | None:
 
 def parse_rows(text: str) -> tuple[Row, ...]:
     """The lines of the running table that are there so far."""
-    return tuple(Row(int(m[1]), float(m[6]), float(m[7]), float(m[10])) for m in _ROW.finditer(text))
+    return tuple(Row(int(m[1]), *(float(m[i]) for i in (6, 7, 10, 11))) for m in _ROW.finditer(text))
 
 
 def parse_divergence(text: str) -> Divergence | None:

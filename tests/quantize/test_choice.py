@@ -14,7 +14,7 @@ from miyabi_llm.cli.quantize import budget
 from miyabi_llm.errors import BadUsage
 from miyabi_llm.quantize import choose, provenance, quality, sizes
 from miyabi_llm.quantize.card import default_name
-from miyabi_llm.quantize.values import Measured, Planned, Quality
+from miyabi_llm.quantize.values import Limits, Measured, Order, Planned, Quality
 from miyabi_llm.refs import ModelRef
 from miyabi_llm.tools.quantize_output import Row, parse_divergence, parse_rows
 from miyabi_llm.tools.quantizing import Window
@@ -85,17 +85,43 @@ def test_the_gate_asks_the_upper_end() -> None:
     assert found is not None
     q = quality.judged(found, Window(512, 8), "x")
     assert q.tokens == 2040
-    assert quality.passes(q, None) is None
-    assert quality.passes(q, 0.036) is False  # the mean is 0.0354
-    assert quality.passes(q, q.high) is True
-    assert quality.passes(replace(q, stopped=True), 1.0) is False
+    assert quality.passes(q, Limits()) is None
+    assert quality.passes(q, Limits(0.036)) is False  # the mean is 0.0354
+    assert quality.passes(q, Limits(q.high)) is True
+    assert quality.passes(replace(q, stopped=True), Limits(1.0)) is False
+
+
+def test_the_gate_asks_the_tail_and_the_top_token_too() -> None:
+    found = parse_divergence(TEXTS["kld-Q4_0.out"])
+    assert found is not None
+    q = quality.judged(found, Window(512, 8), "x")
+    assert quality.failures(q, Limits(1.0, 0.8, 92.0)) == ()
+    assert quality.failures(q, Limits(1.0, 0.79)) == (
+        "one token in a thousand differs by 0.796 and more; at most 0.79 is allowed",
+    )
+    (why,) = quality.failures(q, Limits(top=93.0))  # measured 93.4, but surely only 92.4
+    assert why == "the likeliest token stayed the same for 92.4% or more; at least 93% must"
+
+
+def test_limits_that_were_not_said_follow_from_the_mean() -> None:
+    assert quality.limits(Order()) == Limits()
+    derived = quality.limits(Order(max_kld=0.04))
+    assert derived == Limits(0.04, pytest.approx(2.0), pytest.approx(80.0))
+    assert quality.limits(Order(max_kld=0.04, max_p999=1.0, min_top=95.0)) == Limits(0.04, 1.0, 95.0)
+    assert quality.limits(Order(min_top=95.0)) == Limits(top=95.0)
+    for name in ("Q8_0", "Q4_K_M", "Q4_0", "Q2_K"):  # what was measured is within what follows from its mean
+        found = parse_divergence(TEXTS[f"kld-{name}.out"])
+        assert found is not None
+        q = quality.judged(found, Window(512, 8), "x")
+        assert quality.failures(q, quality.limits(Order(max_kld=q.high))) == ()
 
 
 def test_a_hopeless_candidate_is_known_after_two_windows() -> None:
     rows = parse_rows(TEXTS["kld-Q2_K.out"])
-    assert [quality.hopeless(r, 0.05) for r in rows[:2]] == [False, True]
-    assert not any(quality.hopeless(r, None) for r in rows)
-    assert not any(quality.hopeless(r, 0.3) for r in rows)
+    assert [quality.hopeless(r, Limits(0.05)) for r in rows[:2]] == [False, True]
+    assert [quality.hopeless(r, Limits(top=95.0)) for r in rows[:2]] == [False, True]
+    assert not any(quality.hopeless(r, Limits()) for r in rows)
+    assert not any(quality.hopeless(r, Limits(0.3, 0.001, 50.0)) for r in rows)
 
 
 @given(st.lists(st.floats(-1e-4, 10), min_size=1, max_size=40), st.floats(0, 1))

@@ -46,6 +46,39 @@ def test_a_dry_run_adds_up_to_the_tool_s_own_total() -> None:
     assert found.tensors[1] == output.PlannedTensor("output_norm.weight", (1536,), "F32")
 
 
+def test_a_dry_run_of_a_type_that_needs_an_imatrix() -> None:
+    found = output.parse_dry_run(TEXTS["dry2.err"])
+    assert found is not None
+    assert (len(found.tensors), found.mib, found.needs_imatrix) == (339, 592.19, True)
+    assert sum(t.nbytes or 0 for t in found.tensors) / 2**20 == pytest.approx(592.19, abs=0.01)
+
+
+def test_a_run_of_one_window() -> None:
+    assert output.parse_perplexity(TEXTS["ppl_probe.err"]) == (4.5610, 0.67931)
+    assert output.chunks_done(TEXTS["ppl_probe.err"] + TEXTS["ppl_probe.out"]) == (1, 1)
+    assert output.parse_divergence(TEXTS["ppl_probe.err"] + TEXTS["ppl_probe.out"]) is None
+
+
+@pytest.mark.parametrize(("name", "mib"), [("Q8_0", 1801.09), ("Q4_K_M", 1059.89), ("Q4_0", 1011.16), ("Q2_K", 712.33)])
+def test_a_real_run_reads_like_its_plan(name: str, mib: float) -> None:
+    text = TEXTS[f"quant-{name}.err"] + TEXTS[f"quant-{name}.out"]
+    assert output.tensors_done(text) == (339, 339)
+    found = output.parse_dry_run(text)
+    assert found is not None
+    assert (len(found.tensors), found.mib) == (339, mib)
+    assert sum(t.nbytes or 0 for t in found.tensors) / 2**20 == pytest.approx(mib, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "Q4_K_M", "Q4_0", "Q2_K"])
+def test_the_other_stream_of_a_comparison_adds_and_takes_nothing(name: str) -> None:
+    out, err = TEXTS[f"kld-{name}.out"], TEXTS[f"kld-{name}.err"]
+    assert output.parse_divergence(err) is None
+    assert output.chunks_done(err) == (0, 8)
+    assert output.parse_divergence(err + out) == output.parse_divergence(out)
+    rows = output.parse_rows(out)
+    assert all(r.same_top_error > 0 for r in rows)
+
+
 def test_progress_of_a_run_that_was_killed() -> None:
     text = TEXTS["quant-Q6_K.err"]
     assert output.tensors_done(text) == (183, 339)
