@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import sys
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -189,7 +190,8 @@ def _read(kind: Any, value: Any, at: str) -> Any:
         _fits(isinstance(value, dict), value, at, "an object")
         return {k: _read(inner[1], v, f"{at}.{k}") for k, v in value.items()}
     if kind is float:
-        return float(_fits(isinstance(value, int | float) and not isinstance(value, bool), value, at, "a number"))
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+        return float(_fits(fits, value, at, "a number"))
     fits = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
     return _fits(fits, value, at, {str: "text", int: "a whole number", bool: "true or false"}[kind])
 

@@ -81,6 +81,8 @@ def test_bad_rows_are_named_by_line(tmp_path: Path) -> None:
         ({"prompt": ""}, "prompt is empty"),
         ({"prompt": ["a"]}, "prompt is not text"),
         ({"prompt": "\ud800"}, "half a character"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "half a character"),
+        ({"prompt": "a", "params": {"stream": False}}, "params holds stream"),
         ({"prompt": "a", "max_tokens": 0}, "not a whole number above 0"),
         ({"prompt": "a", "max_tokens": True}, "not a whole number above 0"),
         ({"conversations": [{"from": "ghost", "value": "x"}]}, r"conversations\[0\] is from nobody"),

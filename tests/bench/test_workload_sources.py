@@ -125,6 +125,12 @@ def test_a_conversation_goes_on_with_the_answers() -> None:
     assert [s.turn for s in samples] == [0, 1, 2]
 
 
+def test_halves_of_characters_are_put_together() -> None:
+    source = Questions(TALK, [target()])
+    source.finished(answered(source.next(0), text="\ud83d\ude00 \ud800."))
+    assert body(source.next(0))["messages"][1]["content"] == "\N{GRINNING FACE} \N{REPLACEMENT CHARACTER}."
+
+
 def test_a_conversation_ends_with_a_failure() -> None:
     source = Questions(TALK, [target()], passes=1)
     source.finished(answered(source.next(0), broken=True))
@@ -160,8 +166,8 @@ def test_pairs_are_the_same_prompt_in_random_order() -> None:
 
 
 def test_one_server_under_two_names_never_sees_a_prompt_twice() -> None:
-    twice = [target("a"), Target("again", target("a").endpoint)]
-    source = Paired(PLAIN, twice)
+    here = [Target(host, Endpoint(f"http://{host}:1", "m")) for host in ("127.0.0.1", "localhost")]
+    source = Paired(PLAIN, here)
     prompts = [words(source.next(0)) for _ in range(100)]
     assert len(set(prompts)) == 100
     assert len({len(p) - len(WORDS[i]) for p in prompts for i in range(7) if p.endswith(WORDS[i])}) == 1

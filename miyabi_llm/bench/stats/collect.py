@@ -50,7 +50,8 @@ class Tally:
         self.sums["requests"] += 1
         if not sample.ok:
             self.errors[sample.error] += 1
-            self.examples.setdefault(sample.error, sample.detail[:300])
+            # a server's words may hold halves of characters, which no file takes
+            self.examples.setdefault(sample.error, sample.detail[:300].encode("utf-8", "replace").decode())
             return
         self.finish[sample.finish or "unknown"] += 1
         self.provenance[sample.provenance] += 1

@@ -47,6 +47,7 @@ class Paired(Options):
     _maker: Maker = field(init=False, repr=False)
     _random: random.Random = field(init=False, repr=False)
     _orders: Orders = field(init=False, repr=False)
+    _same: tuple[int, ...] = field(init=False)
     _count: int = field(init=False, default=0)
     _queues: dict[int, deque[tuple[int, int, str]]] = field(init=False, default_factory=dict)
     _numbers: dict[int, int] = field(init=False, default_factory=dict)
@@ -60,6 +61,7 @@ class Paired(Options):
             prefixes = common(self.workload.items, self.prefix_share, number)
         self._maker = Maker(self.workload.items, self.targets, prefixes)
         self._orders = Orders(len(self.workload.items), self.order, self.seed)
+        self._same = same_before(self.targets)
         self._random = random.Random(f"{self.seed}:{self.shard}:order:{self.first}")
 
     @property
@@ -109,4 +111,4 @@ class Paired(Options):
     def _mark(self, number: int, target: int) -> str:
         if not self.nonce and self.phase == "measure":
             return ""
-        return nonce(self.phase, self.seed, self.salt, number, same_before(self.targets, target))
+        return nonce(self.phase, self.seed, self.salt, number, self._same[target])

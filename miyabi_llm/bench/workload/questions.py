@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from miyabi_llm.bench.speech import read
 from miyabi_llm.bench.values import Call, Phase, Raw, Sample, Target
@@ -70,6 +71,8 @@ class Questions(Options):
     _maker: Maker = field(init=False, repr=False)
     _count: int = field(init=False, default=0)
     _orders: Orders = field(init=False, repr=False)
+    _ordered: bool = field(init=False)
+    _same: tuple[int, ...] = field(init=False)
     _talks: dict[int, _Talk] = field(init=False, default_factory=dict)
     _waiting: deque[_Talk] = field(init=False, default_factory=deque)
     _open: dict[int, _Talk] = field(init=False, default_factory=dict)
@@ -82,11 +85,13 @@ class Questions(Options):
             prefixes = common(self.workload.items, self.prefix_share, number)
         self._maker = Maker(self.workload.items, self.targets, prefixes)
         self._orders = Orders(len(self.workload.items), self.order, self.seed)
+        self._ordered = any(item.more for item in self.workload.items)
+        self._same = same_before(self.targets)
 
     @property
     def ordered(self) -> bool:
         """Whether answers are needed for what is asked next: a workload of conversations."""
-        return any(item.more for item in self.workload.items)
+        return self._ordered
 
     def next(self, stream: int) -> Call | None:
         """The next call of a stream; None after the last pass."""
@@ -122,7 +127,9 @@ class Questions(Options):
 
     def _go_on(self, talk: _Talk, sample: Sample, stream: int) -> None:
         later = self.workload.items[talk.item].more[talk.turn]
-        answer = {"role": "assistant", "content": sample.text}
+        # halves of a character that came in two pieces make one again; a half that stays alone cannot be sent
+        text = sample.text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        answer = {"role": "assistant", "content": text}
         messages = (*talk.messages, answer, {"role": "user", "content": later})
         data = self._maker.later(talk.target, talk.item, messages)
         onward = _Talk(talk.target, talk.item, talk.turn + 1, talk.nonce, messages, data)
@@ -134,7 +141,7 @@ class Questions(Options):
     def _mark(self, index: int, target: int) -> str:
         if not self.nonce and self.phase == "measure":
             return ""
-        return nonce(self.phase, self.seed, self.salt, index, same_before(self.targets, target))
+        return nonce(self.phase, self.seed, self.salt, index, self._same[target])
 
 
 def check(workload: Workload, targets: Sequence[Target], prefix_share: float) -> None:
@@ -165,7 +172,13 @@ class Orders:
         return self._pass[1][place]
 
 
-def same_before(targets: Sequence[Target], index: int) -> int:
-    """How many earlier targets are the same server: one prompt twice there would be found in its cache."""
-    urls = [t.endpoint.base_url for t in targets[: index + 1]]
-    return urls[:-1].count(urls[-1])
+def same_before(targets: Sequence[Target]) -> tuple[int, ...]:
+    """For each target how many earlier ones are the same server: one prompt twice there would be found in its cache."""
+    places = [_place(t.endpoint.base_url) for t in targets]
+    return tuple(places[:i].count(place) for i, place in enumerate(places))
+
+
+def _place(base_url: str) -> tuple[str | None, int | None, str]:
+    url = urlsplit(base_url)
+    host = "localhost" if url.hostname in ("127.0.0.1", "::1") else url.hostname
+    return host, url.port, url.path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ PARAMS = frozenset(
         *("tools", "tool_choice", "chat_template_kwargs"),
     )
 )
+OURS = frozenset(("model", "stream", "stream_options", "messages", "prompt", "max_tokens", "n"))
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
@@ -23,6 +25,10 @@ def parse(row: object, number: int, max_tokens: int | None = None) -> Item:
     """The item of row `number`; `max_tokens` replaces what the row says. Raises ValueError that tells what is wrong."""
     if not isinstance(row, dict):
         raise ValueError("not a JSON object")
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("it holds half a character, which no server can be sent") from None
     body = row.get("body", row)  # a line of the batch format
     if not isinstance(body, dict):
         raise ValueError("body is not an object")
@@ -30,6 +36,8 @@ def parse(row: object, number: int, max_tokens: int | None = None) -> Item:
     if not isinstance(name, str | int) or isinstance(name, bool):
         raise ValueError("id is neither text nor a number")
     params = {k: v for k, v in body.items() if k in PARAMS} | _object(body.get("params", {}), "params")
+    if ours := sorted(OURS & set(params)):
+        raise ValueError(f"params holds {ours[0]}, which is set by the measurement")
     limit = max_tokens or _limit(body)
     if "messages" in body:
         return Item(str(name), _messages(body["messages"]), None, limit, params, _texts(body.get("more", []), "more"))
@@ -84,10 +92,6 @@ def _conversation(value: object) -> tuple[tuple[Mapping[str, Any], ...], tuple[s
 def _text(value: object, name: str, *, empty: bool = False) -> str:
     if not isinstance(value, str) or not (value or empty):
         raise ValueError(f"{name} is not text" if not isinstance(value, str) else f"{name} is empty")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{name} holds half a character") from None
     return value
 
 
