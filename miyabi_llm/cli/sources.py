@@ -72,7 +72,7 @@ def serving(
     unnamed = Artifact(ModelRef.parse("candidate"), "gguf", (), "local", "", "")
     spec = ServeSpec(
         unnamed, {"model.gguf": model}, "candidate", port=ports.free("127.0.0.1"), ctx=CTX, threads=threads,
-        key=serve.new_key(), adapters=lora, parallel=1, cache_ram=0, extra=("--check-tensors",), attach=False,
+        key=serve.new_key(), adapters=lora, parallel=1, extra=("--check-tensors",), attach=False,
     )  # fmt: skip
     with serve.running(backend.plan(spec, backend.detect(settings)), settings, on_event) as endpoint:
         yield endpoint

@@ -28,15 +28,19 @@ def tokenize(client: Client, text: str, *, special: bool) -> tuple[int, ...]:
 
 
 def chances(client: Client, prompt: str, *, adapter: float | None = None, most: int = 40) -> dict[int, float]:
-    """Log-probabilities of the `most` likely first tokens after `prompt`; `adapter` scales the first LoRA adapter."""
+    """Log-probabilities of the `most` likely first tokens after `prompt`; `adapter` scales the first LoRA adapter.
+
+    Empty when the likeliest one is half a letter. Raises MiyabiError.
+    """
     body: dict[str, Any] = {
         "prompt": prompt, "n_predict": 1, "n_probs": most, "temperature": 0.0, "cache_prompt": False, "seed": 0,
     }  # fmt: skip
     if adapter is not None:
         body["lora"] = [{"id": 0, "scale": adapter}]
     said = client._ask("POST", "/completion", body).get("completion_probabilities")
+    if not said:  # the first token is half a letter: the server keeps it back, and its chances with it
+        return {}
     try:
-        first = said[0]["top_logprobs"]  # type: ignore[index]
-        return {int(t["id"]): float(t["logprob"]) for t in first}
+        return {int(t["id"]): float(t["logprob"]) for t in said[0]["top_logprobs"]}
     except (TypeError, KeyError, IndexError, ValueError):
         raise MiyabiError("the server gave no probabilities") from None

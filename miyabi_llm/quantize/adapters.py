@@ -10,7 +10,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 
 from miyabi_llm import gguf, safetensors
 from miyabi_llm.client import Client, llama
-from miyabi_llm.errors import BadUsage, Corrupt, GateFailed, Missing
+from miyabi_llm.errors import BadUsage, Corrupt, GateFailed, Missing, MiyabiError
 from miyabi_llm.quantize import convert
 from miyabi_llm.quantize.card import said
 from miyabi_llm.quantize.convert import Kit
@@ -33,7 +33,10 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MERGE_FIRST = "Merge it into the model first (peft: merge_and_unload), then quantize the result."
 SAME = 1e-5  # share of probability that moved, below which nothing did
 NEAR = 0.01  # and what rounding the merged weights to 16 bits may move
-PROMPTS = ("The capital of Japan is", "def add(a, b):\n    return", "Q: What is 2 + 2?\nA:")
+PROMPTS = (
+    *("The capital of Japan is", "def add(a, b):\n    return", "Q: What is 2 + 2?\nA:", "日本の首都は"),
+    *("Once upon a time", '{"name": "', "SELECT * FROM"),
+)
 _PARTS = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+?)\.(?P<part>lora_(?:A|B)\.weight|lora_embedding_(?:A|B))$")
 
 
@@ -119,6 +122,7 @@ def merged(base: Source, original: Folder | None, lora: Path, kit: Kit) -> Sourc
             if note:
                 kit.on_event(Event("warning", "adapter", note))
             target, moved = _merge(base, adapter, kit, work)
+            earlier = base.artifact.card.get("lineage") if base.artifact else None
             card = {
                 "converted": {
                     "from": said(base.ref),
@@ -129,7 +133,10 @@ def merged(base: Source, original: Folder | None, lora: Path, kit: Kit) -> Sourc
                     "gates": moved,
                     "seconds": round(time.monotonic() - started, 1),
                 },
-                "lineage": [{"step": "merge", "from": said(base.ref), "adapter": lora.name}],
+                "lineage": [
+                    *(earlier if isinstance(earlier, list) else []),
+                    {"step": "merge", "from": said(base.ref), "adapter": lora.name, "sha256": sorted(digests.values())},
+                ],
             }
             now = datetime.now(UTC).isoformat(timespec="seconds")
             license_ = base.artifact.license if base.artifact else None
@@ -191,7 +198,7 @@ def _merge(base: Source, adapter: Path, kit: Kit, work: Work) -> tuple[Path, dic
     with kit.start(base.first, (Adapter("adapter", adapter),)) as endpoint, Client(endpoint) as client:
         off = [llama.chances(client, p, adapter=0.0) for p in PROMPTS]
         on = [llama.chances(client, p, adapter=1.0) for p in PROMPTS]
-    changed = max(moved(a, b) for a, b in zip(off, on, strict=True))
+    changed = _most(off, on)
     if changed < SAME:
         raise GateFailed("the adapter changes nothing in what the server says", hint="Is it for another base?")
     target = work.target()
@@ -202,13 +209,21 @@ def _merge(base: Source, adapter: Path, kit: Kit, work: Work) -> tuple[Path, dic
     kit.on_event(Event("phase", "gates", "the server with the merged file"))
     with kit.start(target, ()) as endpoint, Client(endpoint) as client:
         whole = [llama.chances(client, p) for p in PROMPTS]
-    rest = max(moved(a, b) for a, b in zip(on, whole, strict=True))
+    rest = _most(on, whole)
     if rest > NEAR and rest > changed / 2:
         raise GateFailed(
             f"the merged file is not base and adapter: {rest:.4f} of the probability lies elsewhere",
             hint="Nothing was published. Merge it with peft, then quantize the result.",
         )
     return target, {"moved_by_adapter": round(changed, 6), "moved_by_merging": round(rest, 6)}
+
+
+def _most(a: Sequence[Mapping[int, float]], b: Sequence[Mapping[int, float]]) -> float:
+    """The largest move over the prompts that both were told the chances of. Raises MiyabiError without any."""
+    told = [moved(x, y) for x, y in zip(a, b, strict=True) if x and y]
+    if not told:
+        raise MiyabiError("the server told no chances to compare")
+    return max(told)
 
 
 def moved(a: Mapping[int, float], b: Mapping[int, float]) -> float:

@@ -56,7 +56,7 @@ def to_gguf(folder: Folder, kit: Kit) -> Artifact:
     DiskFull, GateFailed: the file lies in the store's quarantine then, with a report beside it.
     """
     ref = full_name(folder.ref)
-    before = folder.digests()
+    state, before = folder.state(), folder.digests()
     if (here := taken(ref, before, kit)) is not None:
         kit.on_event(Event("phase", "convert", f"{ref} is here already"))
         return here
@@ -76,7 +76,7 @@ def to_gguf(folder: Folder, kit: Kit) -> Artifact:
         kit.on_event(Event("phase", "convert", f"to {outtype.upper()}"))
         converter.model(place, target, outtype, work.folder, kit.on_event)
         findings = inspect(target, folder, look, kit)
-        if folder.digests() != before:
+        if folder.state() != state:
             raise Corrupt(f"{said(folder.ref)} changed while it was converted", hint="Nothing was published.")
         pass_or_quarantine(target, ref, findings, kit)
         seconds = round(time.monotonic() - started, 1)

@@ -49,7 +49,7 @@ PROBES: tuple[dict[str, Any], ...] = (
     {"name": "letters", "messages": [_user(f"日本の首都は東京です。🗼👩‍👩‍👧 naïve {NAIVE}")]},
     {"name": "spaces", "messages": [_user("  two  spaces\tand\r\nlines\n\n\n end ")]},
     {"name": "code", "messages": [_user("def add(a, b):\n    return a + b  # 0.5e-3 != None\n")]},
-    {"name": "special literal", "messages": [_user("<|im_end|> </s> <|endoftext|> <tool_call> [INST]")]},
+    {"name": "special literal", "messages": [_user("<|im_end|> <|endoftext|> <tool_call> [INST]")]},
     {"name": "infill literal", "messages": [_user("<|fim_prefix|>a<|fim_suffix|>b<|fim_middle|>")]},
     {"name": "tools", "messages": [_user("Weather in Kyoto?")], "tools": _TOOLS},
     {
@@ -120,6 +120,10 @@ def _added(header: Header, promise: Promise) -> Iterator[Finding]:
             yield Finding("added tokens", "fail", what)
         elif a.special and types[a.id] != CONTROL and a.text not in NAMED_ENDS:
             yield Finding("added tokens", "warn", f"the special token {a.text!r} ({a.id}) is not a control token")
+    known = {a.id for a in promise.added}
+    for i, text in enumerate(texts):
+        if text in NAMED_ENDS and i not in known:  # nothing in the file can keep it from that
+            yield Finding("added tokens", "warn", f"llama.cpp takes the ordinary token {text!r} ({i}) for an end")
     yield Finding("added tokens", "ok", f"{len(promise.added)} looked at")
 
 

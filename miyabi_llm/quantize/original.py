@@ -64,6 +64,11 @@ class Folder:
                 raise Corrupt(f"{name} has sha256 {digest}, expected {known[name]}", hint=hint)
         return found
 
+    def state(self) -> tuple[tuple[int, ...], ...]:
+        """What changes when somebody writes to a file: cheap beside `digests`, for a look after the work."""
+        seen = [path.stat() for path in self.files.values()]
+        return tuple((s.st_ino, s.st_size, s.st_mtime_ns) for s in seen)
+
 
 def is_folder(ref: ModelRef, store: Store, user_home: Path) -> bool:
     """Whether `ref` means safetensors: a folder of the person's, or a stored model of that format."""

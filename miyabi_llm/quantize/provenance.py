@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from miyabi_llm.gguf import Header, TensorInfo
 from miyabi_llm.quantize.values import Provenance
@@ -21,31 +22,36 @@ GRID = 0.1  # mean distance from the grid of 127ths, in steps; 0.25 when there i
 _WIDTH = {"F32": 4, "F16": 2, "BF16": 2}
 
 
-def judge(header: Header, path: Path) -> Provenance:
-    """What the weights of the file at `path` are, by their types and by some of their values. Raises OSError."""
+def judge(header: Header, parts: Sequence[tuple[Header, Path]]) -> Provenance:
+    """What the weights are, by their types and by some of their values; `parts` are the files. Raises OSError."""
     rounded = {kind: n for kind, (n, _) in header.histogram.items() if kind not in FULL and not kind.startswith("I")}
     rounded |= {kind: n for kind, (n, _) in header.histogram.items() if kind.startswith("IQ")}
     if rounded:
-        parts = ", ".join(f"{n} {kind}" for kind, n in rounded.items())
-        return Provenance(
-            "quantized", f"{sum(rounded.values())} of {len(header.tensors)} tensors are stored as {parts}"
-        )
-    few, grid, looked = [], [], 0
-    with path.open("rb") as f:
-        for tensor in header.tensors:
-            if len(tensor.shape) != 2 or tensor.type not in _WIDTH:
-                continue
-            step = max(1, tensor.elements // RUN // RUNS)
-            runs = []
-            for i in range(0, min(RUNS * step, tensor.elements // RUN), step):
-                f.seek(header.data_offset + tensor.offset + i * RUN * _WIDTH[tensor.type])
-                runs.append(_numbers(f.read(RUN * _WIDTH[tensor.type]), tensor.type))
-            looked += 1
-            if few_values(runs):
-                few.append(tensor)
-            elif tensor.type != "BF16" and on_grid(runs):  # BF16 keeps too few digits to see 255 steps
-                grid.append(tensor)
+        told = ", ".join(f"{n} {kind}" for kind, n in rounded.items())
+        return Provenance("quantized", f"{sum(rounded.values())} of {len(header.tensors)} tensors are stored as {told}")
+    few, grid, looked = list[TensorInfo](), list[TensorInfo](), 0
+    for one, path in parts:
+        with path.open("rb") as f:
+            for tensor in one.tensors:
+                if len(tensor.shape) != 2 or tensor.type not in _WIDTH:
+                    continue
+                runs = _runs(f, one.data_offset + tensor.offset, tensor)
+                looked += 1
+                if few_values(runs):
+                    few.append(tensor)
+                elif tensor.type != "BF16" and on_grid(runs):  # BF16 keeps too few digits to see 255 steps
+                    grid.append(tensor)
     return _verdict(few, grid, looked)
+
+
+def _runs(f: BinaryIO, start: int, tensor: TensorInfo) -> list[tuple[float, ...]]:
+    """Some runs of a tensor's weights, spread over all of it."""
+    width, step = _WIDTH[tensor.type], max(1, tensor.elements // RUN // RUNS)
+    runs = []
+    for i in range(0, min(RUNS * step, tensor.elements // RUN), step):
+        f.seek(start + i * RUN * width)
+        runs.append(_numbers(f.read(RUN * width), tensor.type))
+    return runs
 
 
 def _verdict(few: list[TensorInfo], grid: list[TensorInfo], looked: int) -> Provenance:

@@ -21,12 +21,16 @@ _SHARD = re.compile(r"(.+)-00001-of-(\d{5})\.gguf")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A model to quantize. `files` maps names to paths, `digests` names to sha256; `first` is what programs open."""
+    """A model to quantize. `files` maps names to paths, `digests` names to sha256; `first` is what programs open.
+
+    `header` is of all files together, `parts` are those of the single files.
+    """
 
     ref: ModelRef
     artifact: Artifact | None
     files: Mapping[str, Path]
     header: Header
+    parts: tuple[tuple[Header, Path], ...] = ()
 
     @property
     def first(self) -> Path:
@@ -60,7 +64,7 @@ def open_source(ref: ModelRef, store: Store, user_home: Path) -> Source:
         artifact = store.find(ref)
         files = {n: p for n, p in store.files(artifact).items() if n.endswith(".gguf") and "mmproj" not in n.lower()}
     if not files:
-        raise BadUsage(f"{ref} has no GGUF file", hint="Only GGUF models can be quantized yet; safetensors cannot.")
+        raise BadUsage(f"{ref} has no GGUF file", hint="GGUF models and safetensors can be quantized.")
     headers = {}
     for name, path in files.items():
         with path.open("rb") as f:
@@ -68,14 +72,14 @@ def open_source(ref: ModelRef, store: Store, user_home: Path) -> Source:
     header = join(headers)
     if not any(len(t.shape) == 2 for t in header.tensors):
         raise BadUsage(f"{ref} has no matrices to quantize", hint="Is it a vocabulary only?")
-    return Source(ref, artifact, files, header)
+    return Source(ref, artifact, files, header, tuple((headers[n], files[n]) for n in sorted(files)))
 
 
 def _shards(path: Path) -> dict[str, Path]:
     if not path.is_file():
         raise ModelMissing(f"{path}: no such file", hint="Name a .gguf file, or a model of `miyabi-llm list`.")
     if path.suffix != ".gguf":
-        raise BadUsage(f"{path} is no .gguf file", hint="Only GGUF models can be quantized yet.")
+        raise BadUsage(f"{path} is no .gguf file", hint="Name a .gguf file, or a folder of safetensors.")
     if m := _SHARD.fullmatch(path.name):
         return {p.name: p for p in sorted(path.parent.glob(f"*-of-{m[2]}.gguf")) if p.name.startswith(f"{m[1]}-")}
     return {path.name: path}

@@ -73,5 +73,6 @@ def _clear(store: Store, folder: Path) -> None:
     with suppress(OSError):
         for name in (folder / LIST).read_text(encoding="utf-8").split():
             if "/" not in name and name.endswith(".part"):
-                (store.layout.parts / name).unlink(missing_ok=True)
+                for path in store.layout.parts.glob(f"{name}*"):  # a program adds to it the number of a shard
+                    path.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)

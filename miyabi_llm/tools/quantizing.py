@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,10 @@ PROGRAMS = (QUANTIZE, PERPLEXITY, BENCH)
 POLL = 0.1  # seconds between looks at what a program has written
 LOG_LIMIT = 64 << 20  # bytes; a model of many thousand tensors prints about one
 SAID = 6  # lines of a program that go into an error
+
+# A program is started in the work's folder: what it writes down of a file's name then says nothing of this machine.
+_CHDIR = "import os,sys;os.chdir(sys.argv[1]);os.execv(sys.argv[2],sys.argv[2:])"
+WITHIN = (sys.executable, "-I", "-S", "-c", _CHDIR)
 
 Watch = Callable[[str], bool]  # given all the text so far; True ends the program
 
@@ -46,15 +51,17 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """The three programs and where they write. `threads` None leaves the number to the programs.
+    """The programs and where they write. `threads` None leaves the number to the programs.
 
-    No program outlives us: each runs under the same guard as a server, and dies when we are killed.
+    `extra` are words for llama-quantize, in which files of `folder` go by their bare names: it writes them into its
+    result. No program outlives us: each runs under the same guard as a server, and dies when we are killed.
     """
 
     programs: Mapping[str, Program]
     env: Mapping[str, str]
     folder: Path
     threads: int | None = None
+    extra: tuple[str, ...] = ()
 
     @property
     def version(self) -> tuple[str, int | None, str | None]:
@@ -74,7 +81,13 @@ class Tools:
 
     def dry_run(self, model: Path, kind: str) -> output.DryRun:
         """What quantizing `model` to `kind` would give, tensor by tensor. Raises MiyabiError."""
-        ended = self._run(QUANTIZE, ["--allow-requantize", "--dry-run", str(model), kind])
+        args = ["--allow-requantize", "--dry-run", *self.extra, str(model), kind]
+        try:
+            ended = self._run(QUANTIZE, args)
+        except MiyabiError as e:
+            if not self.extra or type(e) is not MiyabiError:
+                raise
+            raise BadUsage(f"{QUANTIZE} does not take {' '.join(self.extra)} for {kind}", hint=e.hint) from e
         plan = output.parse_dry_run(ended.text)
         if plan is None:
             raise MiyabiError(f"the plan of {QUANTIZE} for {kind} cannot be read", hint=_last(ended.text))
@@ -84,7 +97,7 @@ class Tools:
         self, model: Path, target: Path, kind: str, *, requantize: bool, on_event: OnEvent = silent
     ) -> tuple[str, ...]:
         """Write `model` as `kind` to `target`; the command. Raises BadUsage, Corrupt, MachineLimit, MiyabiError."""
-        args = [*(["--allow-requantize"] if requantize else []), str(model), str(target), kind]
+        args = [*(["--allow-requantize"] if requantize else []), *self.extra, str(model), str(target), kind]
         args += [str(self.threads)] if self.threads else []
 
         def watch(text: str) -> bool:
@@ -136,6 +149,24 @@ class Tools:
         args = ["-m", str(model), "-p", str(prompt), "-n", str(generated), "-r", "2", "-o", "json"]
         return output.parse_bench(self._run(BENCH, [*args, *self._threads()]).text)
 
+    def imatrix(self, model: Path, text: str, target: str, on_event: OnEvent = silent) -> None:
+        """Write an importance matrix of `model` on a text to `target`; both are names in `folder`.
+
+        Raises BadUsage for a text that is too short, MiyabiError.
+        """
+
+        def watch(said: str) -> bool:
+            if at := output.chunks_done(said):
+                on_event(Event("progress", "imatrix", done=at[0], total=at[1], unit="chunks"))
+            return False
+
+        args = ["-m", str(model), "-f", text, "-o", target, "-c", "512", "--parse-special", *self._threads()]
+        self._run(IMATRIX, args, watch)
+
+    def split(self, model: Path, prefix: Path, most: int) -> None:
+        """Cut `model` into files of at most `most` tensors, PREFIX-00001-of-0000N.gguf. Raises MiyabiError."""
+        self._run(SPLIT, ["--split", "--split-max-tensors", str(most), str(model), str(prefix)])
+
     def merge(self, model: Path, adapter: Path, target: Path) -> None:
         """Write `model` with the LoRA adapter merged into it to `target`. Raises MiyabiError."""
         self._run(EXPORT, ["-m", str(model), "--lora", str(adapter), "-o", str(target), *self._threads()])
@@ -154,7 +185,7 @@ class Tools:
         log.unlink(missing_ok=True)
         # LLAMA_ARG_*: a variable set for a server must not change a measurement
         env = {k: v for k, v in self.env.items() if not k.startswith("LLAMA_ARG_")}
-        child = proc.launch((*program.argv, *args), env, {}, log, limit=LOG_LIMIT)
+        child = proc.launch((*WITHIN, str(self.folder), *program.argv, *args), env, {}, log, limit=LOG_LIMIT)
         seen, stopped, ended = -1, False, None
         try:
             while ended is None and not stopped:
