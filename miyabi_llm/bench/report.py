@@ -147,12 +147,16 @@ def read_report(path: Path) -> Report:
 
 
 def parse_report(text: str, where: str = "the report") -> Report:
-    """Read a report's JSON. Raises Corrupt that names the field which is wrong."""
+    """Read a report's JSON, or that of a whole measurement with one load, which holds one.
+
+    Raises Corrupt that names the field which is wrong, BadUsage when there are several loads.
+    """
     hint = "Measure again, or take the file from where it was first written."
     try:
         value = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError) as e:
         raise Corrupt(f"{where} is not a report: {e}", hint=hint) from e
+    value = _of_one_load(value, where)
     if not isinstance(value, dict) or "schema" not in value:
         raise Corrupt(f"{where} is not a report: it says no schema", hint=hint)
     if value["schema"] != SCHEMA:
@@ -164,6 +168,16 @@ def parse_report(text: str, where: str = "the report") -> Report:
         raise Corrupt(f"{where} is damaged: {e}", hint=hint) from e
     assert isinstance(report, Report)
     return report
+
+
+def _of_one_load(value: Any, where: str) -> Any:
+    levels = value.get("levels") if isinstance(value, dict) and "schema" not in value else None
+    if not isinstance(levels, list) or not all(isinstance(level, dict) for level in levels):
+        return value
+    if len(levels) > 1:
+        labels = ", ".join(str(level.get("label")) for level in levels)
+        raise BadUsage(f"{where} holds {len(levels)} loads ({labels})", hint="Measure one load: `--concurrency 4`.")
+    return levels[0].get("report") if levels else value
 
 
 def _refuse(text: str) -> None:

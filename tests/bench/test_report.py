@@ -142,6 +142,16 @@ def test_damage_is_named(change: dict[str, object], said: str) -> None:
         parse_report(json.dumps(json.loads(TEXT) | change))
 
 
+def test_the_report_in_a_measurement_of_one_load() -> None:
+    level = {"label": "c1", "report": json.loads(TEXT)}
+    assert parse_report(json.dumps({"name": "x", "levels": [level]})) == WHOLE
+    with pytest.raises(BadUsage, match=r"holds 2 loads \(c1, c1\)"):
+        parse_report(json.dumps({"name": "x", "levels": [level, level]}))
+    for levels in ([], [1], {}, [{}]):
+        with pytest.raises(Corrupt, match="is not a report"):
+            parse_report(json.dumps({"levels": levels}))
+
+
 def test_a_number_past_all_floats() -> None:
     with pytest.raises(Corrupt, match="seconds should be a number, not 'inf'"):
         parse_report(TEXT.replace('"seconds": 1.0', '"seconds": 1e999'))

@@ -53,6 +53,12 @@ def test_each_pass_asks_everything_once_in_a_seeded_order() -> None:
     assert [c.item for c in (in_file.next(0) for _ in range(7)) if c] == list(range(7))
 
 
+def test_blocks_go_on_where_the_last_one_ended() -> None:
+    whole, block = (Questions(PLAIN, [target("a"), target("b")], seed=3, salt="s", first=n) for n in (0, 5))
+    calls = [whole.next(0) for _ in range(30)]
+    assert calls[10:] == [block.next(0) for _ in range(20)]
+
+
 def test_shards_share_the_sequence() -> None:
     alone = Questions(PLAIN, [target()], seed=1, salt="s")
     shards = [Questions(PLAIN, [target()], seed=1, salt="s", shard=i, shards=3) for i in range(3)]

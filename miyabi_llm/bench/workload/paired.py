@@ -42,7 +42,6 @@ class Paired(Options):
     targets: Sequence[Target]
     rounds: int | None = field(default=None, kw_only=True)
     per_round: int = field(default=1, kw_only=True)
-    first: int = field(default=0, kw_only=True)
     pairs: Callable[[Pair], None] = field(default=drop, kw_only=True)
     _maker: Maker = field(init=False, repr=False)
     _random: random.Random = field(init=False, repr=False)

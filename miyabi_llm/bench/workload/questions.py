@@ -47,6 +47,7 @@ class Options:
     prefix_share: float = 0.0
     order: Order = "seeded"
     passes: int | None = None
+    first: int = 0
     phase: Phase = "measure"
     open_loop: bool = False
     salt: str = field(default_factory=lambda: secrets.token_hex(8))
@@ -58,7 +59,8 @@ class Questions(Options):
     """A `Source` over a workload, without end unless `passes` says how often it is gone through.
 
     Calls are numbered over all `shards` processes together; each asks every `shards`-th, and with several targets the
-    same question goes to one after the other. `order` "seeded" shuffles each pass by `seed`. With `nonce` each prompt
+    same question goes to one after the other. `first` is the question to begin with, counted over all passes, so
+    that a block of a load goes on where the last one ended. `order` "seeded" shuffles each pass by `seed`. With `nonce` each prompt
     begins with a number that is used once: drawn from `seed` and `salt`, which is new for each run (processes of one
     run get the same) so that a second run does not find the first one's prompts in a cache. `prefix_share` (0 to below
     1) is how much of each prompt is the same in all, in characters, put before the number. Prompts of the phase
@@ -102,6 +104,7 @@ class Questions(Options):
         number = self._count * self.shards + self.shard
         self._count += 1
         index, target = divmod(number, len(self.targets))
+        index += self.first
         round_, place = divmod(index, len(self.workload.items))
         if self.passes is not None and round_ >= self.passes:
             return None
