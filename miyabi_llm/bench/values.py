@@ -201,13 +201,16 @@ class ClientHealth:
     offered: float
     achieved: float
     kernel_stamps: bool
+    clock_step: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
     """How one run of an engine went. `begin_ns` to `end_ns` is the time of sending, the drain not included.
 
-    `sent` and `failed` count calls. `aborted` says why it ended early, empty when it did not.
+    `sent` and `failed` count calls. `aborted` says why it ended early, empty when it did not. `unsent` are calls whose
+    time had come but that found no free place among `concurrency` until the sending ended. `retried` were sent a second
+    time, because the server had closed their kept connection before it heard them.
     """
 
     begin_ns: int
@@ -216,3 +219,5 @@ class Run:
     failed: int
     health: ClientHealth
     aborted: str = ""
+    unsent: int = 0
+    retried: int = 0

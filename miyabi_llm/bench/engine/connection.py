@@ -7,7 +7,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import httptools
@@ -24,6 +24,7 @@ SO_TIMESTAMPNS = 35
 KERNEL_STAMPS = sys.platform == "linux" and struct.calcsize("@l") == 8
 _ROOM = socket.CMSG_SPACE(_STAMP.size) if hasattr(socket, "CMSG_SPACE") else 0
 
+Address = tuple[Any, Any, int, str, Any]  # as getaddrinfo tells it
 OnDone = Callable[["Connection", Raw], None]
 
 
@@ -42,8 +43,8 @@ def clock_offset() -> int:
 class Connection:
     """Carries one call at a time.
 
-    After a loss, or when the server closes, `open` is False: make another one. `offset` is what the kernel's clock is
-    ahead of ours, in nanoseconds.
+    After a loss, or when the server closes, `open` is False: make another one. `heard` tells whether one byte of the
+    current answer came. `offset` is what the kernel's clock is ahead of ours, in nanoseconds.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -52,50 +53,45 @@ class Connection:
         self._raw: Raw | None = None
         self._now = (0, 0)
         self._parser: Any = None
-        self._keep = True
-        self._framed = False
-        self.open = False
+        self._keep = self._framed = self._headed = self._whole = False
+        self.open = self.heard = False
         self.offset = 0
 
-    # httptools calls these
+    # httptools calls these; an exception of theirs would be taken for bad HTTP, so they only note
     def on_header(self, name: bytes, value: bytes) -> None:
         """Whether the body says where it ends."""
         if name.lower() in (b"content-length", b"transfer-encoding"):
             self._framed = True
 
+    def on_headers_complete(self) -> None:
+        """The answer proper has begun; what informs beforehand (1xx) does not count."""
+        self._headed = self._parser.get_status_code() >= 200
+
     def on_body(self, data: bytes) -> None:
         """A fragment of the body, without the chunk framing."""
-        if self._raw is not None:
+        if self._raw is not None and not self._whole:
             self._raw.pieces.append(Piece(*self._now, data))
 
     def on_message_complete(self) -> None:
-        """The answer is whole."""
-        self._keep = self._parser.should_keep_alive()
-        raw, self._raw = self._raw, None
-        if raw is not None:
-            raw.status = self._parser.get_status_code()
-            raw.end_ns = self._now[1] or self._now[0]
-            if not self._keep:
-                self.close()
-            self._on_done(self, raw)
+        """The answer is whole, or was a word beforehand (1xx)."""
+        if self._headed and not self._whole:
+            self._whole, self._keep = True, self._parser.should_keep_alive()
 
     def send(self, raw: Raw, on_done: OnDone) -> None:
         """Send a call; `on_done` is told when its answer is whole or lost. Only when open and idle."""
-        self._raw, self._framed, self._on_done = raw, False, on_done
+        self._raw, self._on_done = raw, on_done
+        self._framed = self._headed = self._whole = self.heard = False
         self._parser = httptools.HttpResponseParser(self)
         raw.sent_ns = time.perf_counter_ns()
         self._write(raw.call.data)
 
     def give_up(self, error: ErrorClass, detail: str = "") -> None:
         """End the connection; the call in flight, if any, is told lost."""
+        status = self._parser.get_status_code() if self._parser is not None and self._headed else 0
         self.close()
-        raw, self._raw = self._raw, None
+        raw, self._raw, self._parser = self._raw, None, None
         if raw is not None:
-            raw.error, raw.detail, raw.end_ns = error, detail, time.perf_counter_ns()
-            try:
-                raw.status = self._parser.get_status_code()
-            except AttributeError:
-                raw.status = 0
+            raw.error, raw.detail, raw.status, raw.end_ns = error, detail, status, time.perf_counter_ns()
             self._on_done(self, raw)
 
     def close(self) -> None:
@@ -107,25 +103,44 @@ class Connection:
         if self._raw is None:  # bytes nobody asked for: not an HTTP server, or one that is confused
             self.close()
             return
+        self.heard = True
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as e:
-            self.give_up("garbled", str(e)[:200])
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as e:
+            if not self._whole:
+                self.give_up("garbled", str(e)[:200])
+                return
+            self._keep = False  # the answer is whole; what followed it is not ours
+        if self._whole:
+            self._complete(kernel_ns or read_ns)
+
+    def _complete(self, at: int) -> None:
+        raw, parser = self._raw, self._parser
+        self._raw = self._parser = None  # the parser holds us: a circle that no collector would open
+        assert raw is not None
+        raw.status, raw.end_ns = parser.get_status_code(), at
+        if not self._keep or self._unsent():
+            self.close()
+        self._on_done(self, raw)
 
     def _ended(self) -> None:
         """The server closed its side: the end of a body without a length, a cut, or a quiet goodbye."""
-        raw = self._raw
         self.close()
-        if raw is None:
+        if self._raw is None:
             return
-        if raw.pieces and not self._framed:  # a body that ends with its connection
-            self._raw = None
-            raw.status, raw.end_ns = self._parser.get_status_code(), time.perf_counter_ns()
-            self._on_done(self, raw)
-            return
-        self.give_up("cut" if raw.pieces else "broken", "the server closed the connection")
+        if self._headed and not self._framed:  # a body that ends with its connection
+            self._complete(time.perf_counter_ns())
+        else:
+            self._lost("the server closed the connection")
+
+    def _lost(self, detail: str) -> None:
+        self.give_up("cut" if self._headed else "broken", detail)
 
     def _write(self, data: bytes) -> None:
+        raise NotImplementedError
+
+    def _unsent(self) -> bool:
+        """Whether a part of the request still waits: the server answered before it had heard all."""
         raise NotImplementedError
 
 
@@ -135,13 +150,21 @@ class StampedConnection(Connection):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self._socket: socket.socket | None = None
-        self._left = b""
+        self._left = memoryview(b"")
 
-    async def connect(self, host: str, port: int) -> None:
-        """Open it. Raises OSError."""
-        found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        family, kind, protocol, _, address = found[0]
-        sock = socket.socket(family, kind, protocol)
+    async def connect(self, addresses: Sequence[Address]) -> None:
+        """Open it to the first address that answers. Raises OSError."""
+        for last, (family, kind, protocol, _, address) in zip(
+            range(len(addresses) - 1, -1, -1), addresses, strict=True
+        ):
+            try:
+                await self._try(socket.socket(family, kind, protocol), address)
+                return
+            except OSError:
+                if not last:
+                    raise
+
+    async def _try(self, sock: socket.socket, address: Any) -> None:
         try:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -155,7 +178,7 @@ class StampedConnection(Connection):
 
     def close(self) -> None:
         """Close the socket."""
-        self.open = False
+        self.open, self._left = False, memoryview(b"")
         if self._socket is not None:
             self._loop.remove_reader(self._socket.fileno())
             self._loop.remove_writer(self._socket.fileno())
@@ -169,7 +192,7 @@ class StampedConnection(Connection):
         except (BlockingIOError, InterruptedError):
             return
         except OSError as e:
-            self.give_up("broken", str(e))
+            self._lost(str(e))
             return
         now = time.perf_counter_ns()
         if not data:
@@ -189,11 +212,14 @@ class StampedConnection(Connection):
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError as e:
-            self.give_up("broken", str(e))
+            self._lost(str(e))
             return
         if sent < len(data):
-            self._left = data[sent:]
+            self._left = memoryview(data)[sent:]
             self._loop.add_writer(self._socket.fileno(), self._writable)
+
+    def _unsent(self) -> bool:
+        return bool(self._left)
 
     def _writable(self) -> None:
         assert self._socket is not None
@@ -202,7 +228,7 @@ class StampedConnection(Connection):
         except (BlockingIOError, InterruptedError):
             return
         except OSError as e:
-            self.give_up("broken", str(e))
+            self._lost(str(e))
             return
         if not self._left:
             self._loop.remove_writer(self._socket.fileno())
@@ -231,7 +257,7 @@ class PlainConnection(Connection, asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The server, or we, closed."""
         if exc is not None:
-            self.give_up("broken", str(exc))
+            self._lost(str(exc))
         else:
             self._ended()
 
@@ -244,3 +270,6 @@ class PlainConnection(Connection, asyncio.Protocol):
     def _write(self, data: bytes) -> None:
         assert self._transport is not None
         self._transport.write(data)
+
+    def _unsent(self) -> bool:
+        return self._transport is not None and self._transport.get_write_buffer_size() > 0

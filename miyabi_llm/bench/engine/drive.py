@@ -57,13 +57,15 @@ class Drive:
         self._backlog: deque[Raw] = deque()
         self._reading = self._last = self._arrived = False
         self._aborted = ""
+        self._origin = 0
         self._bad = self._good = 0  # failures in a row; when the last success ended
         self._meter = Meter(load, open_loop=times is not None)
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
-    def begin(self) -> None:
-        """Start sending."""
+    def begin(self, origin_ns: int = 0) -> None:
+        """Start sending; an open loop's times count from `origin_ns`, or from now."""
         self._meter.start()
+        self._origin = origin_ns or self._meter.begin
         self._good = self._meter.begin
         self._tick(time.perf_counter())
         self._sweep()
@@ -97,6 +99,7 @@ class Drive:
             task.cancel()
         while self._backlog and self.bug is None:
             self._source.finished(self._backlog.popleft())
+        self._backlog.clear()
         health = self._meter.health(self._due + self._late(), self._sent, clock_step())
         times = self._meter.begin, self._meter.end
         return Run(*times, self._sent, self._failed, health, self._aborted, self._unsent, self._retried)
@@ -112,7 +115,7 @@ class Drive:
         """Open loop: arrivals before the end for which we found no time at all."""
         if self._times is None or self._arrived or self._load.requests is not None or self.bug is not None:
             return 0
-        seconds = (self._meter.end - self._meter.begin) / 1e9 - TICK
+        seconds = (self._meter.end - self._origin) / 1e9 - TICK
         return sum(1 for _ in takewhile(lambda at: at < seconds, self._times))
 
     # sending
@@ -125,7 +128,7 @@ class Drive:
             self._arrived = True
             self._look_over()
         elif self._load.duration_s is None or at <= self._load.duration_s:  # else its timer ends the sending
-            self._wait(self._meter.begin + int(at * 1e9))
+            self._wait(self._origin + int(at * 1e9))
 
     def _wait(self, intended: int) -> None:
         """Never send early: the loop's timers count milliseconds, and may fire one before its time."""
@@ -265,6 +268,8 @@ class Drive:
         self._go_on(raw, bad=bad)
 
     def _hand_over(self, raw: Raw) -> None:
+        if self.bug is not None:
+            return
         if self._source.ordered:
             self._source.finished(raw)
             return
@@ -291,7 +296,7 @@ class Drive:
     def _read_one(self) -> None:
         """Read one result, then let the sockets have their turn."""
         self._reading = False
-        if self._backlog:
+        if self._backlog and self.bug is None:
             raw = self._backlog.popleft()
             if self._backlog:
                 self._reading = True
