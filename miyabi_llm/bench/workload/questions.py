@@ -59,13 +59,14 @@ class Questions(Options):
     """A `Source` over a workload, without end unless `passes` says how often it is gone through.
 
     Calls are numbered over all `shards` processes together; each asks every `shards`-th, and with several targets the
-    same question goes to one after the other. `first` is the question to begin with, counted over all passes, so
-    that a block of a load goes on where the last one ended. `order` "seeded" shuffles each pass by `seed`. With `nonce` each prompt
-    begins with a number that is used once: drawn from `seed` and `salt`, which is new for each run (processes of one
-    run get the same) so that a second run does not find the first one's prompts in a cache. `prefix_share` (0 to below
-    1) is how much of each prompt is the same in all, in characters, put before the number. Prompts of the phase
-    "warm-up" always have a number, never one of "measure". `open_loop`: streams count calls, so that a later turn of
-    a conversation is asked on the next call there is. Each sample goes to `sink`. Raises BadUsage.
+    same question goes to one after the other. `first` is the question to begin with, counted over all passes, so that
+    a block of a load goes on where the last one ended. `order` "seeded" shuffles each pass by `seed`. With `nonce`
+    each prompt begins with a number that is used once: drawn from `seed` and `salt`, which is new for each run
+    (processes of one run get the same) so that a second run does not find the first one's prompts in a cache.
+    `prefix_share` (0 to below 1) is how much of each prompt is the same in all, in characters, put before the number.
+    Prompts of the phase "warm-up" always have a number, never one of "measure". `open_loop`: streams count calls, so
+    that a later turn of a conversation is asked on the next call there is. Each sample goes to `sink`. Raises
+    BadUsage.
     """
 
     workload: Workload
