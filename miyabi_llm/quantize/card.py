@@ -40,6 +40,7 @@ class Evidence:
     limits: Limits
     resident: int | None
     header: Header
+    imatrix: Mapping[str, Any] | None = None
 
 
 def against(plan: Plan) -> str:
@@ -69,7 +70,9 @@ def name(source: Source, order: Order, store: Store, settings: Settings) -> Mode
 def default_name(ref: ModelRef, kind: str) -> ModelRef:
     """NAME:TAG-type, or NAME:type for a source without a tag; in small letters. Pure."""
     last = ref.name.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf").removesuffix("-GGUF")
-    tag = f"{ref.revision}-{kind}" if ref.scheme in ("catalog", "ollama") and ref.revision else kind
+    # what was converted for quantizing is called NAME:TAG-gguf
+    own = re.sub(r"-?gguf$", "", ref.revision or "") if ref.scheme in ("catalog", "ollama") else ""
+    tag = f"{own}-{kind}" if own else kind
     return ModelRef.parse(f"{_word(last)}:{_word(tag)}".lower())
 
 
@@ -117,6 +120,7 @@ def _card(source: Source, order: Order, file: str, found: Evidence) -> dict[str,
         "tensors": {kind: {"count": n, "bytes": size} for kind, (n, size) in planned.tensors.items()},
         "tensor_types": by_name(found.header),
         "fallbacks": planned.fallbacks,
+        "imatrix": dict(found.imatrix) if found.imatrix is not None else None,
         "base": line | asdict(found.plan.provenance),
         "memory": {"ctx": found.plan.ctx, "bytes": planned.needed, "resident": found.resident},
         "quality": {k: v for k, v in asdict(chosen.quality).items() if v is not None},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -16,7 +17,6 @@ from miyabi_llm import gguf
 from miyabi_llm.errors import BadUsage, InvalidMeasurement
 from miyabi_llm.gguf import Array
 from miyabi_llm.quantize import measure
-from miyabi_llm.quantize.source import Source
 from miyabi_llm.refs import Digest
 from miyabi_llm.store.adopt import hash_file
 from miyabi_llm.tools.quantizing import Tools
@@ -42,6 +42,15 @@ class Matrix:
         return ("--imatrix", self.name)
 
 
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """`what`: auto, a text or a matrix; `evaluation`: the text that is measured on, None for ours."""
+
+    what: str
+    evaluation: Path | None
+    cache: Path
+
+
 def overlap(calibration: str, evaluation: str) -> float:
     """The share of the evaluation's lines, by their hashes, that stand in the calibration text too. Pure."""
     known, asked = set(_lines(calibration)), list(_lines(evaluation))
@@ -55,19 +64,49 @@ def _lines(text: str) -> Iterable[bytes]:
             yield hashlib.sha256(plain.encode()).digest()[:16]
 
 
-def bring(
-    wish: str | Path, source: Source, digests: Mapping[str, Digest], evaluation: Path, tools: Tools, *,
-    cache: Path, on_event: OnEvent = silent,
-) -> Matrix:  # fmt: skip
+def plain(path: Path) -> str:
+    """A file's text; of conversations in .jsonl what is said in them. Raises BadUsage."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as e:
+        raise BadUsage(f"{path} is not UTF-8 text: {e.reason} at byte {e.start}") from e
+    except OSError as e:
+        raise BadUsage(f"{path}: {e.strerror}", hint="Name a text file.") from e
+    if path.suffix != ".jsonl":
+        return text
+    return "\n".join(word for line in text.splitlines() for word in _strings(line))
+
+
+def _strings(line: str) -> Iterable[str]:
+    try:
+        todo = [json.loads(line)]
+    except ValueError:
+        return
+    while todo:
+        value = todo.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict | list):
+            todo += value.values() if isinstance(value, dict) else value
+
+
+def given(what: str, folder: Path) -> Matrix | None:
+    """The matrix when it was made before, else None. Raises BadUsage."""
+    return None if what == AUTO else _given(Path(what), folder)
+
+
+def bring(wish: Wish, model: Path, digests: Mapping[str, Digest], tools: Tools, on_event: OnEvent = silent) -> Matrix:
     """The matrix that was wished for: a file made before, or made now on a text (`auto`: the shipped one).
 
     Raises BadUsage when the file is neither a matrix nor text, InvalidMeasurement when the text is the evaluation's.
     """
-    if wish != AUTO and (given := _given(Path(wish), tools.folder)) is not None:
-        on_event(Event("phase", "imatrix", f"{Path(wish).name}, made before"))
-        return given
-    text = _text(wish, tools.folder)
-    share = overlap(text.read_text(encoding="utf-8"), evaluation.read_text(encoding="utf-8"))
+    what = wish.what
+    if (made := given(what, tools.folder)) is not None:
+        on_event(Event("phase", "imatrix", f"{Path(what).name}, made before"))
+        return made
+    text = _text(what, tools.folder)
+    other = plain(wish.evaluation) if wish.evaluation else _shipped("evaluation.txt")
+    share = overlap(text.read_text(encoding="utf-8"), other)
     if share > OVERLAP:
         raise InvalidMeasurement(
             f"{100 * share:.0f}% of the evaluation's lines are in the calibration text: the loss would look too small",
@@ -75,12 +114,12 @@ def bring(
         )
     sha256 = hash_file(text)
     key = measure.key({"source": sorted(digests.values()), "text": sha256, "program": list(tools.version)})
-    kept = cache / "quantize" / "imatrix" / f"{key}.gguf"
+    kept = wish.cache / "quantize" / "imatrix" / f"{key}.gguf"
     if kept.is_file() and _read(kept) is not None:
         on_event(Event("phase", "imatrix", "known from an earlier run"))
     else:
-        on_event(Event("phase", "imatrix", f"on {'our calibration text' if wish == AUTO else Path(wish).name}"))
-        tools.imatrix(source.first, text.name, FILE, on_event)
+        on_event(Event("phase", "imatrix", f"on {'our calibration text' if what == AUTO else Path(what).name}"))
+        tools.imatrix(model, text.name, FILE, on_event)
         if _read(tools.folder / FILE) is None:
             raise BadUsage("no importance matrix was made of this text", hint="It may be too short: 1,000 words do.")
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +132,7 @@ def bring(
         FILE,
         {
             "made": "by llama-imatrix here",
-            "text": "shipped with miyabi-llm" if wish == AUTO else Path(wish).name,
+            "text": "shipped with miyabi-llm" if what == AUTO else Path(what).name,
             "text_sha256": sha256,
             "overlap": round(share, 4),
             "sha256": hash_file(kept),
@@ -138,17 +177,12 @@ def _read(path: Path) -> dict[str, Any] | None:
     }
 
 
-def _text(wish: str | Path, folder: Path) -> Path:
+def _text(what: str, folder: Path) -> Path:
     """The calibration text, copied: what was hashed is what is read. Raises BadUsage."""
     target = folder / TEXT
-    if wish == AUTO:
-        target.write_bytes(resources.files("miyabi_llm").joinpath("data", TEXT).read_bytes())
-        return target
-    try:
-        shutil.copyfile(wish, target)
-        target.read_text(encoding="utf-8")
-    except UnicodeDecodeError as e:
-        raise BadUsage(f"{wish} is not UTF-8 text: {e.reason} at byte {e.start}") from e
-    except OSError as e:
-        raise BadUsage(f"{wish}: {e.strerror}", hint="--imatrix takes auto, a text, or a matrix.") from e
+    target.write_text(_shipped(TEXT) if what == AUTO else plain(Path(what)), encoding="utf-8")
     return target
+
+
+def _shipped(name: str) -> str:
+    return resources.files("miyabi_llm").joinpath("data", name).read_text(encoding="utf-8")

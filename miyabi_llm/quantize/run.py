@@ -13,8 +13,9 @@ from miyabi_llm.config import Settings
 from miyabi_llm.errors import BadUsage, Corrupt, DiskFull, GateFailed, InvalidMeasurement, MachineLimit, MiyabiError
 from miyabi_llm.gguf import Header
 from miyabi_llm.quantize import card as cards
-from miyabi_llm.quantize import choose, evaluation, measure, provenance, quality, sizes
+from miyabi_llm.quantize import choose, evaluation, imatrix, measure, passing, provenance, quality, sizes
 from miyabi_llm.quantize.evaluation import Evaluation
+from miyabi_llm.quantize.imatrix import Matrix
 from miyabi_llm.quantize.measure import Base, Meter
 from miyabi_llm.quantize.source import Source
 from miyabi_llm.quantize.values import Made, Measured, Order, Plan, Planned
@@ -61,7 +62,7 @@ class _File:
 def plan(source: Source, order: Order, shop: Shop, on_event: OnEvent = silent) -> Plan:
     """What each type would give, without any work on the weights. Raises BadUsage, MiyabiError."""
     with _at_work(source, shop) as (_, tools):
-        return _plan(source, order, shop, tools, on_event)
+        return _plan(source, order, shop, _equip(source, order, shop, tools)[0], on_event)
 
 
 def quantize(source: Source, order: Order, shop: Shop, on_event: OnEvent = silent) -> Made:
@@ -72,13 +73,19 @@ def quantize(source: Source, order: Order, shop: Shop, on_event: OnEvent = silen
     """
     ref = cards.name(source, order, shop.store, shop.settings) if order.name else None
     with _at_work(source, shop) as (work, tools):
+        tools, matrix = _equip(source, order, shop, tools)
         plan = _plan(source, order, shop, tools, on_event)
         check(plan, order)
+        before: Mapping[str, Digest] = {}
+        if order.imatrix and matrix is None:  # it changes what some tensors become
+            before = source.digests()
+            tools, matrix = _equip(source, order, shop, tools, before, on_event)
+            plan = _plan(source, order, shop, tools, on_event)
         for kind in plan.order:
             cards.name(source, replace(order, types=(kind,)), shop.store, shop.settings)
         _check_disk(plan, shop)
         on_event(Event("phase", "source", f"hashing {source.ref}"))
-        before = source.digests()
+        before = before or source.digests()
         text = evaluation.prepare(source, order, _kitchen(shop, work), on_event)
         limits = quality.limits(order)
         meter = Meter(tools, order.window, shop.settings.cache, cards.against(plan), limits, on_event)
@@ -91,11 +98,12 @@ def quantize(source: Source, order: Order, shop: Shop, on_event: OnEvent = silen
         if source.digests() != before:
             raise Corrupt(f"{source.ref} changed while it was quantized", hint="Nothing was published. Try again.")
         evidence = cards.Evidence(
-            plan, pick.measured, measured, before, text, pick.argv, tools.version, limits, memory, pick.header
-        )
+            plan, pick.measured, measured, before, text, pick.argv, tools.version, limits, memory, pick.header,
+            matrix.provenance if matrix else None,
+        )  # fmt: skip
         ref = ref or cards.name(source, replace(order, types=(pick.planned.type,)), shop.store, shop.settings)
         artifact = cards.artifact(source, order, ref, evidence)
-        shop.store.publish_blob(pick.path, pick.sha256)
+        artifact = passing.place(artifact, pick.path, source, tools, work, keep_split=order.passing.keep_split)
         shop.store.publish(artifact)
         on_event(Event("done", "quantize", str(ref)))
         notes = (*choose.notes(measured, pick.planned.type), *cards.notes(pick.measured, pick.planned, text))
@@ -115,8 +123,8 @@ def check(plan: Plan, order: Order) -> None:
         )
     if order.types and (lacking := [p.type for p in plan.types if p.needs_imatrix]):
         raise BadUsage(
-            f"{', '.join(lacking)}: an importance matrix is needed, which cannot be given yet",
-            hint="Take another type: Q3_K_S and IQ3_S need none.",
+            f"{', '.join(lacking)}: an importance matrix is needed",
+            hint="`--imatrix auto` makes one; or take another type: Q3_K_S and IQ3_S need none.",
         )
     if not plan.order:
         least = min(plan.types, key=lambda p: p.needed)
@@ -135,6 +143,24 @@ def _at_work(source: Source, shop: Shop) -> Iterator[tuple[Work, Tools]]:
         yield work, Tools(shop.programs, shop.settings.env, work.folder, shop.threads)
 
 
+def _equip(
+    source: Source, order: Order, shop: Shop, tools: Tools,
+    digests: Mapping[str, Digest] | None = None, on_event: OnEvent = silent,
+) -> tuple[Tools, Matrix | None]:  # fmt: skip
+    """The tools with the words that go to llama-quantize as they are; a matrix is made only with the `digests`."""
+    words = order.passing.words()
+    if order.passing.keep_split and len(source.parts) < 2:
+        raise BadUsage(f"{source.ref} is one file: there is no split to keep", hint="Leave out --keep-split.")
+    if order.imatrix is None:
+        return replace(tools, extra=words), None
+    if digests is None:
+        matrix = imatrix.given(order.imatrix, tools.folder)
+    else:
+        wish = imatrix.Wish(order.imatrix, order.text, shop.settings.cache)
+        matrix = imatrix.bring(wish, source.first, digests, tools, on_event)
+    return replace(tools, extra=(*words, *(matrix.words if matrix else ()))), matrix
+
+
 def _plan(source: Source, order: Order, shop: Shop, tools: Tools, on_event: OnEvent) -> Plan:
     on_event(Event("phase", "plan", str(source.ref)))
     kinds = sizes.wanted(order.types, tools.types(), budget=order.budget is not None)
@@ -142,6 +168,8 @@ def _plan(source: Source, order: Order, shop: Shop, tools: Tools, on_event: OnEv
     for i, kind in enumerate(kinds):
         on_event(Event("progress", "plan", done=i, total=len(kinds), unit="types"))
         dry = tools.dry_run(source.first, kind)
+        if order.imatrix:
+            dry = replace(dry, needs_imatrix=False)
         found.append(sizes.planned(source.header, dry, kind, order.ctx, shop.flags, order.budget))
     types = choose.mark_dominated(found)
     todo = choose.order(types, named=bool(order.types))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from miyabi_llm.quantize.passing import Passing
 from miyabi_llm.refs import ModelRef
 from miyabi_llm.tools.quantize_output import Bench
 from miyabi_llm.tools.quantizing import Window
@@ -19,7 +20,8 @@ Kind = Literal["full", "quantized", "dequantized"]
 class Order:
     """What is wanted. `budget` in bytes of memory at `ctx` tokens; `max_kld` and `max_p999` in nats per token.
 
-    `min_top` in per cent. `text` None: ours; a .jsonl file holds conversations, any other plain text.
+    `min_top` in per cent. `text` None: ours; a .jsonl file holds conversations, any other plain text. `imatrix`:
+    "auto", or a file that is a matrix or a calibration text; `passing` goes to llama-quantize as it is.
     """
 
     types: tuple[str, ...] = ()
@@ -32,6 +34,8 @@ class Order:
     ctx: int = 8192
     requantize: bool = False
     window: Window = field(default_factory=Window)
+    imatrix: str | None = None
+    passing: Passing = field(default_factory=Passing)
 
 
 @dataclass(frozen=True, slots=True)

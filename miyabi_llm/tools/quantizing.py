@@ -208,7 +208,7 @@ def explain(name: str, ended: proc.Exit, text: str, *, short: bool = False) -> M
         )
     if "requires an imatrix" in text:
         return BadUsage(
-            "this type needs an importance matrix, which cannot be given yet", hint="Take a larger type: Q3_K_S, IQ3_S."
+            "this type needs an importance matrix", hint="`--imatrix auto` makes one; larger types need none: Q3_K_S."
         )
     if "you need at least" in text:
         return BadUsage(
