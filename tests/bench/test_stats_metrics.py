@@ -173,6 +173,8 @@ def test_cached_prompts_are_told() -> None:
     assert "90.0% of the prompt tokens" in hit.warnings[0]
     template = measured(sample(prompt_tokens=100, cached_tokens=4))
     assert template.warnings == (), "the opening of a chat template is no hit"
+    system = measured(sample(prompt_tokens=56, cached_tokens=14))
+    assert len(system.warnings) == 1, "the words of a system's message are one"
 
 
 def test_counted_pieces_are_told() -> None:

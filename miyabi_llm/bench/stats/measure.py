@@ -19,7 +19,7 @@ from miyabi_llm.bench.values import Run
 
 CACHED_SHARE = 0.01  # of the prompts may be cached before a run is told not to measure them
 LEAST_BLOCKS = 5  # of one load, for an interval of its rates
-CACHED_TOKENS = 32.0  # a request; the opening of a chat template is the same in every prompt
+CACHED_TOKENS = 8.0  # a request; the opening of a chat template is the same in every prompt
 _CLIENT = "client clock"
 _POOLED = "pieces of one answer depend on each other: no intervals"
 
