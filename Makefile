@@ -31,7 +31,8 @@ quickstart: $(VENV)/.base ## from a fresh clone to a reviewed diff by a local mo
 	@$(BIN)/miyabi-llm quickstart
 
 test: $(VENV)/.test ## the tests that CI runs
-	@$(BIN)/miyabi-llm backend install llama-cpp
+	@$(BIN)/miyabi-llm backend install llama-cpp --tools
+	@$(BIN)/miyabi-llm backend install embedded
 	$(BIN)/python -m pytest $(ARGS)
 
 check: $(VENV)/.check ## types, lint and format
