@@ -27,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 SHARES = (0.0, 0.10, 0.20)
+BUDGET_S = 180.0  # of a live trial
 
 
 def main(argv: list[str]) -> int:
@@ -82,7 +83,7 @@ def simulated(trials: int, concurrency: int) -> int:
 
     noise, good = recorded(), True
     for share in SHARES:
-        table = Table("pairs" if concurrency == 1 else "blocks of 3 s", share)
+        table = Table("pairs" if concurrency == 1 else "blocks of 2 s", share)
         for seed in range(trials):
             plan = Plan(concurrency=concurrency, seed=seed)
             measure = Replay(noise, plan, share, seed)
@@ -103,7 +104,8 @@ def live(trials: int) -> int:
 
     chat = load_workload("chat")
     short = {"temperature": 0, "ignore_eos": True, "seed": 1}
-    items = tuple(Item(i.id, i.messages, i.prompt, 12, short) for i in chat.items if not i.more)
+    asked = sorted((str(i.messages[-1]["content"]) for i in chat.items if i.messages and not i.more), key=len)
+    items = tuple(Item(str(n), prompt=text, max_tokens=8, params=short) for n, text in enumerate(asked[:8]))
     tables = {share: Table("llama-server", share) for share in SHARES}
     with ExitStack() as stack:
         urls = [stack.enter_context(server(i)) for i in (0, 1)]
@@ -113,7 +115,7 @@ def live(trials: int) -> int:
         }
         for seed in range(trials):
             for share in SHARES:
-                plan = Plan(pairs=6, rounds=40, budget_s=240, seed=seed)
+                plan = Plan(budget_s=BUDGET_S, seed=seed)
                 ends = (Endpoint(relays[0, 0.0], "gemma"), Endpoint(relays[1, share], "gemma"))
                 targets = (Target("A", ends[0], "openai-completions"), Target("B", ends[1], "openai-completions"))
                 with Together(targets, Prompts(Workload(chat.name, items, chat.license, chat.sha256)), plan) as measure:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 from miyabi_llm.bench.engine import Engine
 from miyabi_llm.bench.engine.health import invalid
 from miyabi_llm.bench.gate.values import Plan, Round
-from miyabi_llm.bench.values import Load, Phase, Run, Sample, Target
+from miyabi_llm.bench.values import ClientHealth, Load, Phase, Run, Sample, Target
 from miyabi_llm.bench.workload import Paired, Workload
 from miyabi_llm.types import OnEvent, silent
 
@@ -70,6 +70,7 @@ class Together:
         self._who: tuple[str, str] | None = None
         self._open = ExitStack()
         self._engines: tuple[Engine, ...] = ()
+        self._stopped = ""
 
     def __enter__(self) -> Together:
         sets = [self._targets] if self._plan.concurrency == 1 else [(t,) for t in self._targets]
@@ -78,6 +79,12 @@ class Together:
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         self._open.close()
+
+    def stop(self, why: str = "interrupted") -> None:
+        """End the measurement, from a signal handler or another thread; it is invalid then."""
+        self._stopped = why
+        for engine in self._engines:
+            engine.stop(why)
 
     def __call__(self, number: int, first: int) -> Round:
         """Measure one round; warm both arms up before the first."""
@@ -88,7 +95,8 @@ class Together:
                 _warm_up(engine, targets, self._prompts, number, self._plan)
         parts = self._pairs(number) if self._plan.concurrency == 1 else _blocks(first, self._block, number)
         now = self._look()
-        broken = [f"arm {'AB'[i]}: another process answers now" for i in (0, 1) if now[i] != self._who[i]]
+        broken = [self._stopped] if self._stopped else []
+        broken += [f"arm {'AB'[i]}: another process answers now" for i in (0, 1) if now[i] != self._who[i]]
         return _round(number, first, parts, tuple(broken))
 
     def _look(self) -> tuple[str, str]:
@@ -165,5 +173,10 @@ def _load(plan: Plan, *, requests: int | None = None, duration_s: float | None =
 
 def _round(number: int, first: int, parts: _Parts, broken: tuple[str, ...] = ()) -> Round:
     samples, seconds, runs = parts
-    trouble = tuple(why for run in runs for why in invalid(run.health))
+    trouble = tuple(why for run in runs for why in invalid(_judged(run.health)))
     return Round(number, (tuple(samples[0]), tuple(samples[1])), seconds, first, runs, trouble, broken)
+
+
+def _judged(health: ClientHealth) -> ClientHealth:
+    """One stream that pauses between two requests lowers no figure of its pairs, however short they are."""
+    return replace(health, offered=0.0) if health.offered == 1 else health

@@ -106,10 +106,10 @@ class Plan:
 
     concurrency: int = 1
     pairs: int = 8
-    block_s: float = 3.0
+    block_s: float = 2.0
     warmup: int = 2
     least_rounds: int = LEAST_ROUNDS
-    rounds: int = 60
+    rounds: int = 100
     budget_s: float = 600.0
     timeout_s: float = 120.0
     error_limit: float = 0.05
