@@ -2,8 +2,8 @@
 
 `python mock.py --ttft 0.02 --itl 0.02 --tokens 50 [--port N]` speaks the OpenAI chat dialect as a stream. Each content
 chunk carries `sent_ns`, the server's own `time.perf_counter_ns` when it was written, so that what the server itself was
-late is known apart. `GET /stats` tells what it saw: arrivals, how many answers were in flight, how late its tokens
-left; `GET /reset` forgets it. Its first line on stdout is its port.
+late is known apart. `GET /stats` tells what it saw: when requests came, when answers ended, how late its tokens left;
+`GET /reset` forgets it. Its first line on stdout is its port.
 """
 
 from __future__ import annotations
@@ -35,23 +35,22 @@ def event(value: object) -> bytes:
 
 
 class Seen:
-    """What the server saw, in nanoseconds of `time.perf_counter_ns`; in flight till its last byte."""
+    """What the server saw, in nanoseconds of `time.perf_counter_ns`."""
 
     def __init__(self) -> None:
-        self.arrivals, self.late = array("q"), array("q")
-        self.done = self.busy = self.peak = self._area = self._changed = 0
+        self.arrivals, self.ends, self.late = array("q"), array("q"), array("q")
 
-    def step(self, change: int) -> int:
-        """An answer begins (1) or ends (-1). Returns the time."""
+    def begun(self) -> int:
+        """A request is whole. Returns the time."""
         now = time.perf_counter_ns()
-        self._area += self.busy * (now - self._changed)
-        self._changed, self.busy = now, self.busy + change
-        self.peak = max(self.peak, self.busy)
-        if change < 0:
-            self.done += 1
-        elif len(self.arrivals) < KEEP:
+        if len(self.arrivals) < KEEP:
             self.arrivals.append(now)
         return now
+
+    def ended(self) -> None:
+        """Its last byte was written, or its client left."""
+        if len(self.ends) < KEEP:
+            self.ends.append(time.perf_counter_ns())
 
     def told(self, late: int) -> None:
         """A token left so many nanoseconds after its time."""
@@ -59,16 +58,12 @@ class Seen:
             self.late.append(late)
 
     def stats(self) -> dict[str, Any]:
-        """All of it. `area` is answers in flight times nanoseconds, up to `now`."""
-        now = time.perf_counter_ns()
+        """All of it. As many answers as arrivals without an end are in flight."""
         late = sorted(self.late) or [0]
         return {
-            "now": now,
-            "area": self._area + self.busy * (now - self._changed),
-            "busy": self.busy,
-            "peak": self.peak,
-            "done": self.done,
+            "now": time.perf_counter_ns(),
             "arrivals": self.arrivals.tolist(),
+            "ends": self.ends.tolist(),
             "late_p50": late[len(late) // 2],
             "late_p99": late[int(len(late) * 0.99)],
         }
@@ -102,7 +97,7 @@ class Stream(asyncio.Protocol):
         """A client left, perhaps in the middle of its answer."""
         if self._answering:
             self._answering = False
-            self._seen.step(-1)
+            self._seen.ended()
 
     def data_received(self, data: bytes) -> None:
         """A request, or a part of one, or several: the next waits for the answer of the one before."""
@@ -131,10 +126,10 @@ class Stream(asyncio.Protocol):
 
     def _answer(self) -> None:
         self._seen = self._held[0]
-        arrived = self._seen.step(+1)
+        arrived = self._seen.begun()
         if self._ttft <= 0 and self._itl <= 0:
             self._transport.write(self._head + b"".join(self._token() for _ in range(self._tokens)) + self._tail)
-            self._seen.step(-1)
+            self._seen.ended()
             return
         self._answering = True
         self._transport.write(self._head)
@@ -158,7 +153,7 @@ class Stream(asyncio.Protocol):
             return
         self._answering = False
         self._transport.write(self._token() + self._tail)
-        self._seen.step(-1)
+        self._seen.ended()
         if self._left:
             self.data_received(b"")
 
