@@ -101,7 +101,6 @@ def test_the_command_and_its_exit_codes(quiz: Quiz, tmp_path: Path) -> None:
     broken = run(*quick, "--json")
     assert (broken.returncode, json.loads(broken.stdout)["error"]["code"]) == (7, "invalid-measurement")
     assert run(*quick, "--tasks", "nothing").returncode == 2
-    assert run("--url", url, "--url", url, "--url", url).returncode == 2
 
 
 def test_two_servers_in_one_command(quiz: Quiz) -> None:

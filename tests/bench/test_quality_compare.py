@@ -80,7 +80,7 @@ def test_one_task_that_collapses_fails_alone() -> None:
 def test_false_alarms_are_rare_and_losses_are_found() -> None:
     """Independent answers at the same rate: the noisiest case; greedy answers of one model differ far less."""
     alarms = finds = 0
-    for seed in range(60):
+    for seed in range(40):
         a = report({t: rights(0.6, 40, 10 * seed + i) for i, t in enumerate("xyz")})
         b = report({t: rights(0.6, 40, 9000 + 10 * seed + i) for i, t in enumerate("xyz")}, "b")
         kept = {t: rights(0.5, 40, 7000 + 10 * seed + i) for i, t in enumerate("xyz")}
@@ -88,8 +88,8 @@ def test_false_alarms_are_rare_and_losses_are_found() -> None:
         worse = report({t: [r and k for r, k in zip(base[t], kept[t], strict=True)] for t in base}, "b")
         alarms += compare(a, b).outcome == "fail"
         finds += compare(a, worse).outcome == "fail"
-    assert alarms <= 4
-    assert finds >= 57
+    assert alarms <= 3
+    assert finds >= 37
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
@@ -98,6 +98,11 @@ def test_what_cannot_be_compared_is_refused() -> None:
     for wrong in (replace(a, speech="openai-completions"), replace(a, invalid=("broken",)), other_items):
         with pytest.raises(InvalidMeasurement):
             compare(a, wrong)
+
+
+def test_a_chat_is_a_chat_in_every_dialect() -> None:
+    a = report({"t": [True] * 60})
+    assert compare(a, replace(a, speech="ollama", server="elsewhere")).outcome == "pass"
 
 
 def test_only_common_items_count_and_drift_is_said() -> None:

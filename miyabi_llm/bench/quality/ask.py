@@ -98,8 +98,12 @@ class Asker:
         how = self._how
         load = Load(min(how.concurrency, len(calls)), requests=len(calls), timeout_s=how.timeout_s)
 
+        told = [-1.0]
+
         def on_event(e: Event) -> None:
-            self._on_event(Event(e.kind, name, e.message, e.done, e.total, "items"))
+            if e.done != told[0]:  # the engine tells twice a second; answers take longer
+                told[0] = e.done
+                self._on_event(Event(e.kind, name, e.message, e.done, e.total, "items"))
 
         self._engine.run(load, source, on_event)
         return source.samples

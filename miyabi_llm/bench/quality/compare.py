@@ -83,7 +83,7 @@ def compare(a: Report, b: Report, tolerance: float = TOLERANCE) -> Comparison:
     for report in (a, b):
         if report.invalid:
             raise InvalidMeasurement(f"{report.name}: {report.invalid[0]}", hint="Mend the server and measure again.")
-    if (a.speech, a.how.max_tokens) != (b.speech, b.how.max_tokens):
+    if _way(a) != _way(b):
         raise InvalidMeasurement(
             f"{a.name} was asked by {_way(a)}, {b.name} by {_way(b)}: the answers cannot be compared",
             hint="Measure both the same way: the same --speech and --max-tokens.",
@@ -190,8 +190,9 @@ def _shown(c: Compared) -> str:
 
 
 def _way(report: Report) -> str:
-    most = report.how.max_tokens
-    return report.speech + (f" with at most {most} tokens" if most else "")
+    """As a chat, in whatever dialect, or as a text to continue; and how long an answer may be."""
+    most = f" of at most {report.how.max_tokens} tokens" if report.how.max_tokens else ""
+    return ("completions" if report.speech == "openai-completions" else "chat") + most
 
 
 def _notes(a: Report, b: Report) -> tuple[str, ...]:
