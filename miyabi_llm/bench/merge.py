@@ -8,6 +8,7 @@ from dataclasses import replace
 from miyabi_llm.bench.values import ClientHealth, Lag, Load, Run
 
 BLOCK_S = 5.0  # of a target before the next one has its turn: what disturbs a machine lasts longer
+BLOCK_REQUESTS = 4  # of each stream: the first ones of a block all begin at once
 LEAST_BLOCKS = 5  # fewer tell nothing of the spread between them
 
 
@@ -19,7 +20,7 @@ def blocks(load: Load, *, one: bool) -> tuple[Load, ...]:
         seconds = load.duration_s or BLOCK_S
         count = max(LEAST_BLOCKS, round(seconds / BLOCK_S))
         return tuple(replace(load, duration_s=seconds / count, seed=load.seed + i) for i in range(count))
-    count = max(1, min(LEAST_BLOCKS, load.requests // (load.concurrency or 1)))
+    count = max(1, min(LEAST_BLOCKS, load.requests // (BLOCK_REQUESTS * (load.concurrency or 1))))
     sizes = [load.requests // count + (i < load.requests % count) for i in range(count)]
     seconds_each = None if load.duration_s is None else load.duration_s / count
     return tuple(replace(load, requests=n, duration_s=seconds_each, seed=load.seed + i) for i, n in enumerate(sizes))

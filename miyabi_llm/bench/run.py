@@ -50,6 +50,7 @@ class Order:
     goals: Mapping[str, float] = field(default_factory=dict)
     samples: Path | None = None
     seed: int = 0
+    in_blocks: bool = False
 
     @property
     def questions(self) -> Questioned:
@@ -90,11 +91,11 @@ class Bench:
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         self._stack.close()
 
-    def stop(self) -> None:
+    def stop(self, why: str = INTERRUPTED) -> None:
         """End what runs, and start nothing more; for signal handlers."""
         self.stopped = True
         if self._running is not None:
-            self._running.stop(INTERRUPTED)
+            self._running.stop(why)
 
     def first(self, loads_s: Mapping[str, float]) -> tuple[First, ...]:
         """One request to each target before it is warm. `loads_s`: seconds from start to ready, of those we started.
@@ -143,7 +144,7 @@ class Bench:
                     self._on_event(Event("phase", part.target.name, f"{label}: warm-up"))
                     self._warm(part.index, _warm(load, warm), forget)
             while not self.stopped:
-                for block in merge.blocks(load, one=len(parts) == 1):
+                for block in merge.blocks(load, one=len(parts) == 1 and not self._order.in_blocks):
                     for part in self._random.sample(parts, len(parts)):
                         if not self.stopped and not part.hopeless:
                             part.measure(block)

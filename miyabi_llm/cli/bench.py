@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from miyabi_llm.cli import stored
+from miyabi_llm.cli import bench_more, stored
 from miyabi_llm.cli.dashes import EXTRA, BeforeDashes
 from miyabi_llm.cli.default import RunFirst
 
@@ -19,6 +19,8 @@ app = typer.Typer(
 def _group() -> None:
     """Measure servers under load: numbers one can trust, and a gate for CI."""
 
+
+app.add_typer(bench_more.app)
 
 TARGETS = typer.Argument(
     None, metavar="[[NAME=]REF|URL]...", help="Models to start and measure, or servers.", autocompletion=stored.complete
@@ -59,6 +61,15 @@ PRICE_IN = typer.Option(None, "--price-in", metavar="N", min=0, help="What a mil
 PRICE_OUT = typer.Option(None, "--price-out", metavar="N", min=0, help="What a million output tokens cost elsewhere.")
 PRICES = typer.Option(None, "--prices", metavar="FILE", help="Your own dated price table, in TOML.")
 PRICE_KWH = typer.Option(None, "--price-kwh", metavar="N", min=0, help="What a kilowatt hour costs (measured energy).")
+FAIL_ON = typer.Option([], "--fail-on", metavar="RULE", help="Exit with 5 when 'ttft_p95 > 500ms'; may be repeated.")
+BASELINE = typer.Option(None, "--baseline", metavar="FILE", help="Compare with this stored measurement.")
+WIDEN = typer.Option(False, "--other-machine", help="Allow another machine's baseline, with wide tolerances.")
+SAVE = typer.Option(None, "--save-baseline", metavar="FILE", help="Store this measurement to compare with later.")
+JUNIT = typer.Option(None, "--junit", metavar="FILE", help="Write the judgement for a CI system's test view.")
+MARKDOWN = typer.Option(None, "--markdown", metavar="FILE", help="Write the judgement for a pull request.")
+HISTORY = typer.Option(None, "--history", metavar="FILE", help="Add the judgement to a history, as a line of JSON.")
+LABEL = typer.Option("", "--label", metavar="TEXT", help="What the history calls it: a version, a commit.")
+COMPAT = typer.Option(None, "--compat", metavar="NAME", help="vllm: add figures under its names to the JSON.")
 
 
 @app.command("run", cls=BeforeDashes)
@@ -100,6 +111,15 @@ def run(
     price_out: float | None = PRICE_OUT,
     prices: Path | None = PRICES,
     price_kwh: float | None = PRICE_KWH,
+    fail_on: list[str] = FAIL_ON,
+    baseline: Path | None = BASELINE,
+    other_machine: bool = WIDEN,
+    save_baseline: Path | None = SAVE,
+    junit: Path | None = JUNIT,
+    markdown: Path | None = MARKDOWN,
+    history: Path | None = HISTORY,
+    label: str = LABEL,
+    compat: str | None = COMPAT,
     json_: bool = JSON,
 ) -> None:
     """Measure servers under load; the command meant by `bench` alone.
@@ -112,9 +132,10 @@ def run(
     from miyabi_llm.bench import report as reports
     from miyabi_llm.bench.run import Order
     from miyabi_llm.bench.workload import load_workload
-    from miyabi_llm.cli import bench_files, bench_run
+    from miyabi_llm.cli import bench_files, bench_gate, bench_run
     from miyabi_llm.cli import bench_parse as parse
     from miyabi_llm.cli import bench_targets as aims
+    from miyabi_llm.errors import BadUsage
 
     settings = config.load()
     wanted = aims.wishes(targets or (), url, endpoint, backend)
@@ -123,6 +144,11 @@ def run(
         parse.Words(concurrency, rate, slo, duration, requests, sweep=sweep),
         parse.Sending(arrival, ramp, timeout, seed),
     )
+    if compat not in (None, "vllm"):
+        raise BadUsage(f"--compat {compat}: vllm is the only one")
+    told = bench_gate.Told(junit, markdown, history, label)
+    gate = bench_gate.gate(fail_on, baseline, save_baseline, told, widen=other_machine)
+    bench_gate.check_one(gate, 0 if plan.searching else len(plan.loads), len(wanted))
     tariff = parse.tariff(price_in, price_out, prices, price_kwh)
     order = Order(
         machine=reports.machine(hardware.look(settings.env)),
@@ -135,7 +161,10 @@ def run(
         goals=parse.goals(goodput),
         samples=samples,
         seed=seed,
+        in_blocks=gate.wanted or gate.save is not None,
     )
     face = bench_run.Face(settings, name, tariff, as_json=json_)
     study = bench_run.measure(aims.Aim(wanted, how), plan, order, face)
-    bench_files.finish(study, bench_files.Files(json_file, csv, html), plan, as_json=json_)
+    files = bench_files.Files(json_file, csv, html)
+    end = bench_files.End(files, gate, settings, as_json=json_, searching=plan.searching, compat=compat)
+    bench_files.finish(study, end)

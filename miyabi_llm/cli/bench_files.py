@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from miyabi_llm.errors import InvalidMeasurement
+from miyabi_llm.errors import InvalidMeasurement, MiyabiError
 
 if TYPE_CHECKING:
+    from miyabi_llm.bench.gate.values import Judgement
     from miyabi_llm.bench.study import Study
-    from miyabi_llm.cli.bench_parse import Plan
+    from miyabi_llm.cli.bench_gate import Gate
+    from miyabi_llm.config import Settings
 
 INTERRUPTED = 130
 
@@ -30,38 +32,88 @@ class Files:
     html: Path | None = None
 
 
-def finish(study: Study, files: Files, plan: Plan, *, as_json: bool) -> None:
-    """Write the files, print the tables. Raises InvalidMeasurement after that; interrupted ones exit with 130."""
-    from miyabi_llm.cli import bench_show, show
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a measurement ends: its files, its gate, how it is printed. `searching`: an invalid load ends a search."""
 
-    write(study, files)
-    show.emit(study, as_json=as_json, render=bench_show.show)
-    for path in (files.json, files.csv, files.html):
+    files: Files
+    gate: Gate
+    settings: Settings
+    as_json: bool
+    searching: bool = False
+    compat: str | None = None
+
+
+def finish(study: Study, end: End) -> None:
+    """Write the files, print the tables, judge; then exit with the code of what was found, 130 when interrupted."""
+    from miyabi_llm.bench.gate.outcome import as_dict
+    from miyabi_llm.cli import bench_gate, bench_show, show
+
+    judgement = bench_gate.judge(end.gate, study)
+    write(study, end.files, judgement, end.compat)
+    if end.as_json:
+        body = value(study, end.compat) | ({"judgement": as_dict(judgement)} if judgement is not None else {})
+        show.emit(body, as_json=True, render=print)
+    else:
+        bench_show.show(study)
+        if judgement is not None:
+            bench_gate.render(judgement)
+    for path in (end.files.json, end.files.csv, end.files.html):
         if path is not None:
             show.note(f"wrote {path}")
+    if judgement is not None:
+        bench_gate.tell(judgement, end.gate.told, study.levels[0].report.machine, study.name)
     if study.incomplete:
         show.note("INCOMPLETE: interrupted; these are the numbers until then")
         raise typer.Exit(INTERRUPTED)
-    searching = plan.sweep or plan.promises
-    if study.invalid and not (searching and any(level.valid for level in study.levels)):
-        reasons = "\n".join(f"  {reason}" for reason in study.invalid)
-        raise InvalidMeasurement(
-            f"INVALID: these numbers must not be used\n{reasons}", hint="Nothing was measured that could be compared."
-        )
+    _refuse(study, searching=end.searching)
+    bench_gate.save(end.gate, study.levels[0].report, end.settings)
+    if judgement is not None:
+        end_with(judgement)
 
 
-def write(study: Study, files: Files) -> None:
+def end_with(judgement: Judgement) -> None:
+    """Exit with 5, 6 or 7 where it did not pass. What was found is printed already, so only the hint is left to say."""
+    from miyabi_llm.bench.gate.outcome import enforce
+    from miyabi_llm.cli import show
+
+    try:
+        enforce(judgement)
+    except MiyabiError as e:
+        if e.hint:
+            show.note(f"  {e.hint}")
+        raise typer.Exit(e.exit_code) from None
+
+
+def _refuse(study: Study, *, searching: bool) -> None:
+    """Exit with 7 when there are numbers that must not be used; the document was printed already."""
+    from miyabi_llm.cli import show
+
+    if not study.invalid or (searching and any(level.valid for level in study.levels)):
+        return
+    show.note("miyabi-llm: INVALID: these numbers must not be used")
+    for reason in study.invalid:
+        show.note(f"  {reason}")
+    raise typer.Exit(InvalidMeasurement.exit_code)
+
+
+def write(study: Study, files: Files, judgement: Judgement | None = None, compat: str | None = None) -> None:
     """Write the files that are wanted. Raises BadUsage, DiskFull."""
+    from miyabi_llm.bench.gate.outcome import as_dict
     from miyabi_llm.bench.report import as_csv, write_text
 
     if files.json is not None:
-        write_text(files.json, document(study))
+        body = value(study, compat) | ({"judgement": as_dict(judgement)} if judgement is not None else {})
+        write_text(files.json, json.dumps(body, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
     if files.csv is not None:
         write_text(files.csv, tables([(level.label, as_csv(level.report)) for level in study.levels]))
     if files.html is not None:
         from miyabi_llm.bench import html
+        from miyabi_llm.bench.gate.shown import headline
+        from miyabi_llm.bench.gate.shown import table as judged
 
-        write_text(files.html, html.page(study))
+        extra = [] if judgement is None else [(f"Gate: {headline(judgement)}", judged(judgement))]
+        write_text(files.html, html.page(study, extra))
 
 
 def tables(parts: Sequence[tuple[str, str]]) -> str:
@@ -76,9 +128,14 @@ def tables(parts: Sequence[tuple[str, str]]) -> str:
     return out.getvalue()
 
 
-def document(study: Study) -> str:
-    """The study as JSON."""
+def value(study: Study, compat: str | None = None) -> dict[str, Any]:
+    """The study as JSON holds it; `compat` "vllm" adds each target's figures under the names of vLLM's benchmark."""
+    from miyabi_llm.bench.stats import vllm
     from miyabi_llm.types import plain
 
-    value: dict[str, Any] = plain(study)
-    return json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    body: dict[str, Any] = plain(study)
+    if compat is not None:
+        for level, part in zip(study.levels, body["levels"], strict=True):
+            report = level.report
+            part["vllm"] = {m.name: vllm(m, report.seconds) for m in report.measured} if level.valid else {}
+    return body

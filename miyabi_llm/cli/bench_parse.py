@@ -48,6 +48,11 @@ class Plan:
     promises: tuple[Promise, ...] = ()
     start: float | None = None
 
+    @property
+    def searching(self) -> bool:
+        """Whether the loads are found while measuring."""
+        return self.sweep or bool(self.promises)
+
 
 def plan(words: Words, sending: Sending) -> Plan:
     """The loads of a command line. Raises BadUsage."""

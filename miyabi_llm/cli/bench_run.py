@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from miyabi_llm.cli import bench_live
 from miyabi_llm.cli import bench_targets as aims
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from miyabi_llm.bench.study import Study
     from miyabi_llm.cli.bench_parse import Plan, Tariff
     from miyabi_llm.config import Settings
+
+INTERRUPTED = "interrupted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,20 +70,30 @@ def _loads(bench: Bench, plan: Plan) -> Found:
     return loads.fixed(bench, plan.loads)
 
 
+class Stoppable(Protocol):
+    """A measurement that can be ended from a signal handler."""
+
+    def stop(self, why: str) -> None:
+        """End it."""
+
+
 @contextmanager
-def interruptible(bench: Bench) -> Iterator[None]:
-    """While the block runs, the first Ctrl-C or SIGTERM ends the measurement, the second one the command."""
+def interruptible(measurement: Stoppable) -> Iterator[list[int]]:
+    """While the block runs, the first Ctrl-C or SIGTERM ends the measurement, the second one the command.
+
+    Gives the signals heard.
+    """
     heard: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
         heard.append(number)
-        bench.stop()
+        measurement.stop(INTERRUPTED)
         if len(heard) > 1:
             raise KeyboardInterrupt
 
     before = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield heard
     finally:
         for n, old in before.items():
             signal.signal(n, old)

@@ -22,6 +22,10 @@ MAIN = (
     ("E2E p50", "e2e", "p50"),
     ("tok/s each", "decode_tps", "p50"),
 )
+# Columns of words; others are numbers and end at the right.
+WORDS = frozenset(
+    ("load", "target", "price of", "promise", "answer", "rule", "verdict", "time", "version", "check", "note", "figure")
+) | {"beside it", "limit", "within"}
 RATES = (("tok/s all", "output_tps"), ("req/s", "rps"), ("goodput", "goodput"))
 
 
@@ -34,9 +38,9 @@ def show(study: Study) -> None:
         print(f"{first.target}: {', '.join(parts)}")
     good = [level for level in study.levels if level.valid]
     if good:
-        _print(*_main(good))
-        _print(*_resources(good))
-        _print(*_costs(good))
+        print_table(*_main(good))
+        print_table(*_resources(good))
+        print_table(*_costs(good))
     for k in study.knees:
         found = f"{k.knee.load:g} at once, {k.knee.throughput:.1f} tokens/s: {k.knee.reason}" if k.knee else "none"
         print(f"knee of {k.target}: {found}")
@@ -104,7 +108,7 @@ def _search(search: Search) -> None:
             share = f"{kept.hits / kept.n:.1%}" if kept.n else ""
             answer = trial.answer if trial.valid else "invalid"
             rows.append([f"{trial.load:g}", kept.promise, f"{kept.n:,}", share, _between(kept.low, kept.high), answer])
-    _print([search.unit, "promise", "n", "kept", "95% interval", "answer"], rows)
+    print_table([search.unit, "promise", "n", "kept", "95% interval", "answer"], rows)
     if search.best is None:
         print(f"{search.target}: no load that was tried keeps the promise")
     else:
@@ -116,10 +120,10 @@ def _between(low: float, high: float) -> str:
     return f"{low:.1%} to {high:.1%}"
 
 
-def _print(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table; columns without a value in any row are left out."""
     kept = [i for i in range(len(head)) if any(row[i] for row in rows)]
-    if not rows:
+    if not kept:
         return
     from rich import box
     from rich.console import Console
@@ -127,9 +131,8 @@ def _print(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    words = ("load", "target", "price of", "promise", "answer")
     for i in kept:
-        table.add_column(head[i], justify="left" if head[i] in words else "right", no_wrap=True)
+        table.add_column(head[i], justify="left" if head[i] in WORDS else "right", no_wrap=True)
     for row in rows:
         table.add_row(*(Text(row[i]) for i in kept))
     if sys.stdout.isatty():

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from miyabi_llm.types import Artifact, Endpoint, OnEvent
 
 SPEECHES = ("openai-chat", "openai-completions", "ollama", "anthropic")
-_NAMED = re.compile(r"([A-Za-z0-9][\w.+-]*)=(.+)", re.DOTALL)
+_NAMED = re.compile(r"(\w[\w.+-]*)=(.+)", re.DOTALL)
 MODEL_FILES = (".gguf", ".safetensors")
 
 
