@@ -10,6 +10,7 @@ from typing import Any
 from miyabi_llm.errors import BadUsage, Missing, MiyabiError
 
 VEGA_LITE = "5.21"
+NO_LIBRARY, GET_IT = "the library that draws is not here", "pip install vl-convert-python"
 _FONT = "system-ui, -apple-system, 'Segoe UI', 'Noto Sans', sans-serif"
 _STYLE = f"""
 :root {{ color-scheme: light dark; }}
@@ -42,7 +43,7 @@ def _draw(name: str, spec: Mapping[str, Any], **more: Any) -> Any:
     try:
         import vl_convert
     except ImportError:
-        raise Missing("the library that draws is not here", hint="pip install vl-convert-python") from None
+        raise Missing(NO_LIBRARY, hint=GET_IT) from None
     try:
         return getattr(vl_convert, name)(dict(spec), vl_version=VEGA_LITE, **more)
     except ValueError as e:
@@ -71,11 +72,22 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], picked: int | No
     return f'<div class="wide"><table>{"".join(cells)}</table></div>'
 
 
+def check(path: Path) -> None:
+    """Whether a report could be written there. Raises BadUsage, Missing without the library that draws."""
+    if path.suffix.lower() not in (".html", ".svg", ".png"):
+        raise BadUsage(f"{path}: a report is .html, .svg or .png", hint="--report report.html")
+    if not path.absolute().parent.is_dir():
+        raise BadUsage(f"{path}: there is no such folder", hint="Name a file in a folder that is there.")
+    import importlib.util
+
+    if importlib.util.find_spec("vl_convert") is None:
+        raise Missing(NO_LIBRARY, hint=GET_IT)
+
+
 def save(path: Path, spec: Mapping[str, Any], whole: str) -> None:
     """Write the page `whole` to a .html, or the picture alone to a .svg or .png. Raises BadUsage, MiyabiError."""
+    check(path)
     kind = path.suffix.lower()
-    if kind not in (".html", ".svg", ".png"):
-        raise BadUsage(f"{path}: a report is .html, .svg or .png", hint="--report report.html")
     data = png(spec) if kind == ".png" else (whole if kind == ".html" else svg(spec)).encode()
     try:
         path.write_bytes(data)

@@ -11,16 +11,14 @@ from miyabi_llm.cli.stored import complete
 
 if TYPE_CHECKING:
     from miyabi_llm.config import Settings
-    from miyabi_llm.quantize import Made, Plan, Planned, Source
     from miyabi_llm.refs import ModelRef
-    from miyabi_llm.store import Store
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
 
 @app.command("quantize")
 def quantize(
-    ref: str = typer.Argument(help="A stored model, or the path of a GGUF file.", autocompletion=complete),
+    ref: str = typer.Argument(help="A stored model, or the path of a GGUF or an HF folder.", autocompletion=complete),
     types: list[str] = typer.Option([], "--type", "-t", metavar="TYPE", help="Q4_K_M, ...; several to choose from."),
     fit: str | None = typer.Option(
         None, "--fit", metavar="SIZE|auto", help="Memory it may take: 4GiB; auto: what is free."
@@ -28,14 +26,33 @@ def quantize(
     max_kld: float | None = typer.Option(
         None, "--max-kld", min=0, help="Most it may lose: mean KL divergence in nats."
     ),
+    max_p999: float | None = typer.Option(
+        None, "--max-p999", min=0, help="Most that one token in a thousand may differ (default: 50 x --max-kld)."
+    ),
+    min_top: float | None = typer.Option(
+        None, "--min-top", min=0, max=100, help="Per cent of tokens whose likeliest stays (default: from --max-kld)."
+    ),
     eval_: Path | None = typer.Option(
-        None, "--eval", metavar="FILE", help="Text to measure on (default: a short own one)."
+        None, "--eval", metavar="FILE", help="Text, or a .jsonl of conversations, to measure on (default: our own)."
     ),
     name: str | None = typer.Option(None, "--output", "-o", metavar="NAME", help="Name in the store."),
     ctx: int = typer.Option(8192, "--ctx", min=1, metavar="TOKENS", help="Context to plan the memory for."),
     chunks: int = typer.Option(16, "--chunks", min=1, max=4096, help="Windows of 256 tokens to measure on, at most."),
     threads: int | None = typer.Option(None, "--threads", min=1, help="Threads of the tools (default: theirs)."),
     requantize: bool = typer.Option(False, "--requantize", help="Go on with a source that was quantized before."),
+    report: Path | None = typer.Option(
+        None, "--report", metavar="FILE", help="Write a page or plot: .html, .svg, .png."
+    ),
+    to: str | None = typer.Option(None, "--to", metavar="ollama:NAME", help="Give it to the Ollama that runs here."),
+    imatrix: str | None = typer.Option(
+        None, "--imatrix", metavar="auto|FILE", help="Importance matrix: made here (of a text FILE), or a ready one."
+    ),
+    lora: Path | None = typer.Option(None, "--lora", metavar="PATH", help="Merge this adapter in first."),
+    tensor_type: list[str] = typer.Option([], "--tensor-type", metavar="REGEX=TYPE", help="Another type for some."),
+    output_type: str | None = typer.Option(None, "--output-tensor-type", metavar="TYPE", help="For the output."),
+    embedding: str | None = typer.Option(None, "--token-embedding-type", metavar="TYPE", help="For the embeddings."),
+    pure: bool = typer.Option(False, "--pure", help="One type for all matrices."),
+    keep_split: bool = typer.Option(False, "--keep-split", help="As many files as the source has."),
     plan: bool = typer.Option(False, "--plan", help="Print the sizes and the memory, then stop."),
     json_: bool = typer.Option(False, "--json", help="Print one JSON document."),
 ) -> None:
@@ -43,38 +60,36 @@ def quantize(
     from miyabi_llm import config, hardware
     from miyabi_llm import fit as fitting
     from miyabi_llm import quantize as verb
-    from miyabi_llm.cli import progress, show
+    from miyabi_llm.cli import progress, show, sources
+    from miyabi_llm.cli import quantize_views as views
+    from miyabi_llm.quantize import outputs
+    from miyabi_llm.quantize.passing import Passing
     from miyabi_llm.quantize.run import Shop
     from miyabi_llm.store import Store
-    from miyabi_llm.tools import install, quantizing
+    from miyabi_llm.tools import install, llama_cpp, quantizing
 
     settings = config.load()
     store = Store(settings.store)
-    source = _source(ref, store, settings)
+    wanted = outputs.check(report, to, settings)
     order = verb.Order(
-        types=tuple(types), budget=budget(fit, settings), max_kld=max_kld, text=eval_, name=_name(name), ctx=ctx,
-        requantize=requantize, window=quantizing.Window(chunks=chunks),
+        types=tuple(types), budget=budget(fit, settings), max_kld=max_kld, max_p999=max_p999,
+        min_top=min_top, text=eval_, name=_name(name), ctx=ctx,
+        requantize=requantize, window=quantizing.Window(chunks=chunks), imatrix=imatrix,
+        passing=Passing(pure, tuple(tensor_type), output_type, embedding, keep_split),
     )  # fmt: skip
     with progress.shown(as_json=json_) as on_event:
-        programs = install.install_programs(quantizing.PROGRAMS, settings, on_event)
+        source = sources.open_source(ref, store, settings, on_event, lora)
+        more = (*((quantizing.IMATRIX,) if imatrix else ()), *((quantizing.SPLIT,) if keep_split else ()))
+        programs = install.install_programs((*quantizing.PROGRAMS, llama_cpp.SERVER, *more), settings, on_event)
         flags = hardware.cpu_flags()
         if not fitting.server_uses_amx(settings):
             flags = frozenset(f for f in flags if not f.startswith("amx"))
         shop = Shop(store, settings, programs, flags, threads)
-        found = verb.plan(source, order, shop, on_event) if plan else verb.quantize(source, order, shop, on_event)
-    show.emit(found, as_json=json_, render=_plan if plan else _made)
-
-
-def _source(text: str, store: Store, settings: Settings) -> Source:
-    from miyabi_llm.cli import stored
-    from miyabi_llm.errors import ModelMissing
-    from miyabi_llm.quantize import open_source
-
-    ref = stored.parse(text, settings)
-    try:
-        return open_source(ref, store, settings.user_home)
-    except ModelMissing as e:
-        raise e if e.details.get("damaged") or ref.scheme == "file" else stored.missing(ref, store, settings) from e
+        if plan:
+            show.emit(verb.plan(source, order, shop, on_event), as_json=json_, render=views.plan)
+            return
+        made = outputs.deliver(verb.quantize(source, order, shop, on_event), wanted, shop, on_event)
+    show.emit(made, as_json=json_, render=views.made)
 
 
 def _name(text: str | None) -> ModelRef | None:
@@ -98,53 +113,3 @@ def budget(text: str | None, settings: Settings) -> int | None:
             raise MachineLimit("the memory of this machine cannot be told", hint="Say it: --fit 4GiB.")
         return max(0, machine.ram_available - MARGIN)
     return memory(text, "--fit")
-
-
-def _plan(plan: Plan) -> None:
-    from miyabi_llm.cli.show import human, note, table
-
-    rows = []
-    for p in sorted(plan.types, key=lambda p: -p.size):
-        fits = "" if p.fits is None else "fits" if p.fits else "does not fit"
-        saved, bits = f"{100 * p.saved:.1f}%", f"{p.bits:.2f}"
-        rows.append((p.type, human(p.size), saved, bits, human(p.needed), fits, _remark(p)))
-    table(("TYPE", "SIZE", "SAVED", "BITS", f"MEMORY AT {plan.ctx}", "", ""), rows)
-    note(f"source: {plan.source}, {human(plan.source_size)}; {plan.provenance.evidence}")
-    if plan.budget is not None:
-        note(f"to be made, in this order, until one passes: {', '.join(plan.order) or 'none fits'}")
-    note(f"disk while it works: at most {human(sum(plan.disk.values()))}")
-
-
-def _remark(p: Planned) -> str:
-    if p.needs_imatrix:
-        return "needs an importance matrix"
-    if p.dominated:
-        return f"not smaller than {p.dominated}, and expected to be worse"
-    return f"tensors of another type: {p.fallbacks}" if p.fallbacks else ""
-
-
-def _made(made: Made) -> None:
-    from miyabi_llm.cli.show import human, note, table
-
-    rows = []
-    for m in made.measured:
-        q = m.quality
-        word = "given up" if q.stopped else "too much" if m.passed is False else ""
-        mark = "chosen" if m.type == made.chosen.type else word
-        rows.append(
-            (
-                *(m.type, human(m.size), f"{q.kld:.6f}", f"{q.low:.6f} to {q.high:.6f}"),
-                *(f"{q.p999:.4f}" if q.p999 is not None else "", f"{q.same_top:.1f}%"),
-                *(f"{q.ppl_ratio:.4f}" if q.ppl_ratio is not None else "", "*" if m.best else "", mark),
-            )
-        )
-    table(("TYPE", "SIZE", "MEAN KLD", "95% INTERVAL", "99.9% KLD", "SAME TOP", "PPL RATIO", "FRONT", ""), rows)
-    q = made.quality
-    print(f"\n{made.artifact.ref}  {human(made.artifact.size)}  {q.kld:.6f} nats\nagainst {q.against}")
-    used = f"memory {human(made.chosen.needed)} at {made.plan.ctx} tokens"
-    print(f"measured on {q.tokens} tokens in {q.chunks} windows; {used}")
-    if s := made.speed:
-        writing, reading = f"{s.speed:.1f} ± {s.spread:.1f}", f"{s.prompt_speed:.1f} ± {s.prompt_spread:.1f}"
-        print(f"{writing} tokens/s writing, {reading} reading, {s.threads} threads")
-    for line in made.notes:
-        note(f"note: {line}")

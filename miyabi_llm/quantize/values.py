@@ -135,6 +135,15 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
+class Handed:
+    """The model at Ollama: its name there, the address, and how many probes rendered alike (0: no template)."""
+
+    name: str
+    url: str
+    probes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Made:
     """The published model and how it was chosen. `notes` are for the person.
 
@@ -151,3 +160,4 @@ class Made:
     notes: tuple[str, ...] = ()
     resident: int | None = None
     limits: Limits = field(default_factory=Limits)
+    handed: Handed | None = None

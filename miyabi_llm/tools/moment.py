@@ -28,9 +28,9 @@ class Moment:
     url: str
     child: Child
 
-    def render(self, messages: Sequence[Mapping[str, Any]], tools: object = None) -> str:
-        """The messages as the model's template writes them, nothing begun after the last. Raises ServerFailed."""
-        body: dict[str, Any] = {"messages": list(messages), "add_generation_prompt": False}
+    def render(self, messages: Sequence[Mapping[str, Any]], tools: object = None, *, begin: bool = False) -> str:
+        """The messages as the model's template writes them; with `begin` an answer is begun. Raises ServerFailed."""
+        body: dict[str, Any] = {"messages": list(messages), "add_generation_prompt": begin}
         said = self.ask("/apply-template", body | ({"tools": tools} if tools else {})).get("prompt")
         if not isinstance(said, str):
             raise ServerFailed("the server rendered no text")
@@ -42,6 +42,17 @@ class Moment:
         if not isinstance(found, list) or not all(isinstance(i, int) for i in found):
             raise ServerFailed("the server gave no token ids")
         return tuple(found)
+
+    def begin(self) -> str:
+        """The text of the token that begins every text, empty where there is none or the server does not say."""
+        import httpx
+
+        try:
+            said = httpx.get(f"{self.url}/props", timeout=ANSWER_S, trust_env=False).json()
+        except (httpx.HTTPError, ValueError):
+            return ""
+        text = said.get("bos_token") if isinstance(said, dict) else None
+        return text if isinstance(text, str) else ""
 
     def memory(self, prompt: Sequence[int]) -> int:
         """Bytes that are resident after the server read `prompt` and wrote one token; 0 where the system tells not."""
