@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 SHARES = (0.0, 0.10, 0.20)
-BUDGET_S = 180.0  # of a live trial
+BUDGET_S = 600.0  # of a live trial
 
 
 def main(argv: list[str]) -> int:

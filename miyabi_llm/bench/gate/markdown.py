@@ -34,6 +34,8 @@ def _how(judgement: Judgement) -> str:
         how = "Both servers got the same prompts in turn, in random order; whole rounds are resampled."
     else:
         how = "One run; its intervals know the noise within it."
+    if judgement.outcome == "fail" and any(c.outcome == "inconclusive" for c in judgement.metrics):
+        how += " It stopped at the first failure: rules that were open then stayed open."
     return (
         f"{how} The true value lies in the interval {LEVEL:.0%} of the time. A change fails when it is beyond the"
         " tolerance and its interval clear of half of it, passes when the whole interval is within the tolerance."
