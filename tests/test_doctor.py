@@ -184,6 +184,16 @@ def test_optional_backends(room: Room) -> None:
     assert levels(found, "lm-studio") == levels(found, "vllm") == ["ok"]
 
 
+def test_environments_of_our_own() -> None:
+    """What `backend install vllm` and `embedded` made is no less there for not being on PATH."""
+    program = Program("embedded", Path("/e/bin/python"), ("/e/bin/python",), "0.3.36", "environment")
+    found = judge.environment("embedded", program, ())
+    assert (found.level, found.message) == ("ok", "0.3.36 at /e/bin/python (environment)")
+    assert judge.environment("embedded", None, ()).message == "not installed (optional)"
+    bad = judge.environment("embedded", None, (Unusable(Path("/x"), "is too old"),))
+    assert (bad.level, bad.fix) == ("warn", "miyabi-llm backend install embedded")
+
+
 def test_programs_in_the_current_directory_are_not_run(room: Room, tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     room.program("ollama", f"echo 1.2.3 > {marker}", folder="here")

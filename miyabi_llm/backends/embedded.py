@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from miyabi_llm.backends.base import Capabilities, Detected, InstallOptions, Unsupported, Way, client_url
-from miyabi_llm.backends.llama_cpp import DEFAULT_CTX, model_files
+from miyabi_llm.backends.llama_cpp import DEFAULT_CTX, check_kv, model_files
 from miyabi_llm.config import Settings
 from miyabi_llm.errors import BackendMissing, BadUsage
 from miyabi_llm.tools.program import Program
@@ -64,6 +64,7 @@ class Embedded:
         if found.program is None:
             raise BackendMissing("llama-cpp-python is not installed", hint=INSTALL_HINT)
         _refuse(spec)
+        check_kv(spec.kv_type)
         ctx = DEFAULT_CTX if spec.ctx is None else spec.ctx
         return LaunchPlan(
             backend=self.name,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from miyabi_llm.backends.base import Capabilities, Detected, InstallOptions, Unsupported, Way, client_url
 from miyabi_llm.config import Settings
 from miyabi_llm.errors import BackendMissing, BadUsage
+from miyabi_llm.memory import KV_TYPES
 from miyabi_llm.tools import llama_cpp
 from miyabi_llm.tools.program import Program
 from miyabi_llm.types import Endpoint, Format, LaunchPlan, OnEvent, ServeSpec
@@ -78,6 +79,7 @@ class LlamaCpp:
         if spec.nodes > 1:
             raise Unsupported("llama-cpp serves on one machine", hint="Use `--backend vllm --nodes N`.")
         _refuse_ours(spec.extra)
+        check_kv(spec.kv_type)
         ctx = DEFAULT_CTX if spec.ctx is None else spec.ctx
         endpoint = Endpoint(
             client_url(spec.host, spec.port), spec.alias, ("openai", "anthropic"), spec.key, backend=self.name
@@ -114,6 +116,12 @@ class LlamaCpp:
         from miyabi_llm.backends.llama_control import LlamaControl
 
         return LlamaControl(self.name, endpoint)
+
+
+def check_kv(kv_type: str | None) -> None:
+    """Raises BadUsage for a type that llama.cpp has no KV cache of."""
+    if kv_type is not None and kv_type not in KV_TYPES:
+        raise BadUsage(f"--kv: {kv_type!r} is no cache type of llama.cpp", hint=f"It has: {', '.join(KV_TYPES)}.")
 
 
 def _arguments(spec: ServeSpec, ctx: int, program: Program) -> Iterator[str]:

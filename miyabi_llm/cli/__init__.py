@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from typing import Any
 
 from miyabi_llm.errors import BadUsage, MiyabiError
@@ -52,7 +53,7 @@ def _explain(e: MiyabiError, *, as_json: bool) -> int:
     _print_json(e, as_json=as_json)
     print(f"miyabi-llm: {e.message}", file=sys.stderr)
     if e.hint:
-        print(f"  {e.hint}", file=sys.stderr)
+        print(textwrap.indent(e.hint, "  "), file=sys.stderr)
     return e.exit_code
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
@@ -9,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from miyabi_llm.errors import BackendMissing, BadUsage, MiyabiError
+from miyabi_llm.errors import BackendMissing, BadUsage, DiskFull, MiyabiError
 from miyabi_llm.types import LaunchPlan, Secret, ServeSpec
 
 if TYPE_CHECKING:
@@ -97,6 +98,8 @@ def _write(made: Generated, output: Path | None) -> Path | None:
     try:
         path.write_text(made.text, encoding="utf-8")
     except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(f"{path}: {e.strerror}", hint="Free some space, or name another place with -o.") from e
         raise BadUsage(f"{path}: {e.strerror}", hint="Name a file in a folder that is there, with -o.") from e
     return path
 

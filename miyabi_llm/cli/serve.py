@@ -87,6 +87,8 @@ def serve(
         from miyabi_llm.cli.generate import run
 
         return run(context)
+    if lonely := [option for option, value in (("-o", output), ("--image", image), ("--gpus", gpus)) if value]:
+        raise BadUsage(f"{lonely[0]} goes with --generate", hint="Add --generate KIND, or leave it out.")
     settings = config.load()
     secret = verb.read_key(api_key_file) if api_key_file else verb.new_key() if key or detach else None
     wanted = plans.Wanted(

@@ -24,7 +24,7 @@ from miyabi_llm.memory import Use
 from miyabi_llm.refs import ModelRef
 from miyabi_llm.shards import join
 from miyabi_llm.store import Store
-from miyabi_llm.tools import installed
+from miyabi_llm.tools import embedded, installed, vllm
 from miyabi_llm.tools import llama_cpp as llama
 from miyabi_llm.tools.program import Program, Unusable, run_briefly
 from miyabi_llm.tools.toolchain import install_command
@@ -77,6 +77,8 @@ def examine(
         "llama-cpp": lambda: _llama_cpp(settings, seen),
         "build tools": lambda: _build(settings, seen, budget),
         **{name: _optional(name, settings) for name in OPTIONAL},
+        "vllm": lambda: _vllm(settings),
+        "embedded": lambda: [_embedded(settings)],
         "store": lambda: _store(settings),
         "default model": lambda: _default_model(settings, seen, budget),
         "servers": lambda: judge.servers(servers()),
@@ -189,6 +191,19 @@ def _optional(name: str, settings: Settings) -> Look:
         return [judge.optional(name, path, said)]
 
     return look
+
+
+def _vllm(settings: Settings) -> list[Finding]:
+    """Our own environment, whose version its files tell; else what lies on PATH."""
+    found = vllm.search(settings)
+    if found.program is None:
+        return _optional("vllm", settings)()
+    return [judge.environment("vllm", found.program, ())]
+
+
+def _embedded(settings: Settings) -> Finding:
+    found = embedded.search(settings)
+    return judge.environment("embedded", found.program, found.rejected)
 
 
 def _store(settings: Settings) -> list[Finding]:

@@ -154,6 +154,17 @@ def optional(name: str, path: str | None, said: Ran | None) -> Finding:
     return Finding(name, "ok", f"{match[0]} at {path}", data=data | {"version": match[0]})
 
 
+def environment(name: str, program: Program | None, rejected: Sequence[Unusable]) -> Finding:
+    """A backend in a Python environment, judged by its files: none was started."""
+    if program is not None:
+        data: dict[str, object] = {"path": program.path, "version": program.version}
+        return Finding(name, "ok", f"{program.version} at {program.path} ({program.how})", data=data)
+    if rejected:
+        fix = f"miyabi-llm backend install {name}"
+        return Finding(name, "warn", f"{rejected[0].path} {rejected[0].reason}", fix=fix)
+    return Finding(name, "ok", "not installed (optional)")
+
+
 def build(tools: Mapping[str, bool], install_compiler: str, *, needed: bool) -> Finding:
     """What a build of llama.cpp takes: `tools` has c++, venv and pip. Missing ones matter when one is `needed`."""
     lacking = [name for name, here in tools.items() if not here]

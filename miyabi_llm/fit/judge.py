@@ -88,7 +88,7 @@ _DEVICE: Final[dict[str, Device]] = {"cpu": "cpu", "gpu": "gpu"}
 def _checked(header: Header, ctx: int | None, how: How) -> int:
     if how.backend not in PER_BACKEND:
         hint = f"`--backend` for GGUF files: {', '.join(PER_BACKEND)}."
-        raise BadUsage(f"{how.backend} serves no GGUF files, and this is one", hint=hint)
+        raise BadUsage(f"no backend {how.backend!r} serves GGUF files, and this is one", hint=hint)
     if how.kv_type not in KV_TYPES:
         raise BadUsage(f"{how.kv_type!r} is no cache type", hint=f"Cache types: {', '.join(KV_TYPES)}.")
     if how.parallel is not None and how.parallel < 1:

@@ -16,7 +16,7 @@ from miyabi_llm.config import Settings
 from miyabi_llm.errors import BadUsage, MiyabiError, ServerFailed
 from miyabi_llm.serve.manage import info
 from miyabi_llm.serve.run import DEFAULT
-from miyabi_llm.serve.state import RunDir, Running, name_for
+from miyabi_llm.serve.state import RunDir, Running, explained, name_for
 from miyabi_llm.serve.values import Limits, ServerInfo
 from miyabi_llm.types import Artifact, Event, LaunchPlan, OnEvent, silent
 
@@ -53,8 +53,9 @@ def detach(
         raise BadUsage("a detached server needs a key")
     order = Order(plan, settings, name or name_for(plan.endpoint.model), artifact, limits)
     folder = RunDir(settings.run)
-    folder.ensure()
-    folder.sweep()
+    with explained(settings.run):
+        folder.ensure()
+        folder.sweep()
     if (there := folder.read(order.name)) is not None and there.alive:
         return _join(folder, order, on_event)
     try:
@@ -69,7 +70,9 @@ def detach(
 
 def _start(folder: RunDir, order: Order, on_event: OnEvent) -> None:
     ours, theirs = Pipe()
-    errors = os.open(folder.supervisor_log(order.name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with explained(folder.path):
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+        errors = os.open(folder.supervisor_log(order.name), flags, 0o600)
     try:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "miyabi_llm.serve.daemon", str(theirs.fileno())],

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from types import FrameType
@@ -16,7 +16,7 @@ from miyabi_llm.errors import BadUsage
 from miyabi_llm.proc import identify
 from miyabi_llm.serve.attach import attach
 from miyabi_llm.serve.ready import Stopped, port_of
-from miyabi_llm.serve.state import Record, RunDir, name_for, write_private
+from miyabi_llm.serve.state import Record, RunDir, explained, name_for, write_private
 from miyabi_llm.serve.supervisor import Status, Supervisor
 from miyabi_llm.serve.values import Kind, Limits
 from miyabi_llm.types import Artifact, Endpoint, Event, LaunchPlan, OnEvent, silent
@@ -72,13 +72,15 @@ class Job:
 def _guarded(plan: LaunchPlan, settings: Settings, on_event: OnEvent, job: Job) -> Iterator[Supervisor]:
     """A supervisor with its state file, name and log; nothing of it but a log is left afterwards."""
     folder = RunDir(settings.run)
-    folder.sweep()
-    with folder.held(job.name):
-        folder.forget(job.name, log=False)
-        folder.fresh_log(job.name)
+    with ExitStack() as held:
+        with explained(settings.run):
+            folder.sweep()
+            held.enter_context(folder.held(job.name))
+            folder.forget(job.name, log=False)
+            folder.fresh_log(job.name)
+            if plan.endpoint.key and job.kind != "temporary":
+                write_private(folder.key(job.name), plan.endpoint.key.reveal().encode() + b"\n")
         record = _record(plan, job)
-        if plan.endpoint.key and job.kind != "temporary":
-            write_private(folder.key(job.name), plan.endpoint.key.reveal().encode() + b"\n")
 
         def notify(s: Status) -> None:
             nonlocal record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -13,7 +14,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from miyabi_llm.errors import BadUsage, ServerFailed, Unsafe
+from miyabi_llm.errors import BadUsage, DiskFull, MachineLimit, ServerFailed, Unsafe
 from miyabi_llm.proc import Identity, identity, logs
 from miyabi_llm.serve.values import Kind, State
 from miyabi_llm.types import Endpoint, Secret
@@ -163,7 +164,8 @@ class RunDir:
             if record.kind != "detached":
                 self.forget(record.name, log=record.kind == "temporary")
             elif record.state != "dead":
-                self.write(replace(record, state="dead", pid=0, nonce="", error=record.error or LOST))
+                with suppress(OSError):  # a full disk must not keep `ps` from telling
+                    self.write(replace(record, state="dead", pid=0, nonce="", error=record.error or LOST))
         return dead
 
     def _file(self, name: str, suffix: str) -> Path:
@@ -185,6 +187,18 @@ def name_for(model: str) -> str:
     """A server's name out of a model's: `qwen2.5-coder:1.5b` becomes `qwen2.5-coder-1.5b`. Pure."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", model.removesuffix(":latest")).strip("-._")[-64:].lstrip("-._")
     return name or "model"
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn an OSError about our own files at `path` into an error with its cause. Raises DiskFull, MachineLimit."""
+    try:
+        yield
+    except OSError as e:
+        text = f"{e.filename or path}: {e.strerror or e}"
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(text, hint="Free some space, then run the command again.") from e
+        raise MachineLimit(text, hint=f"{path} must be writable for you; MIYABI_HOME moves it.") from e
 
 
 def write_private(path: Path, data: bytes) -> None:

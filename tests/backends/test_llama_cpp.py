@@ -72,6 +72,12 @@ def test_the_users_context_is_the_plans_context() -> None:
     assert pairs(LlamaCpp().plan(replace(spec(), cache_ram=0), FOUND).argv)["--cache-ram"] == "0"
 
 
+def test_a_cache_type_nobody_knows_is_refused_before_the_start() -> None:
+    with pytest.raises(BadUsage, match="'q9_9'") as e:
+        LlamaCpp().plan(replace(spec(), kv_type="q9_9"), FOUND)
+    assert "q8_0" in (e.value.hint or "")
+
+
 def test_a_key_that_would_not_be_honoured_is_refused() -> None:
     deaf = replace(PROGRAM, environment=frozenset())
     with pytest.raises(BackendMissing, match="takes no key"):

@@ -154,3 +154,17 @@ def test_several_models_under_systemd(say: Callable[..., Said]) -> None:
     assert rc == 0, err
     command = words(unit(out)["Service"]["ExecStart"][0])
     assert [w for w in command if "tiny.gguf" in w or "org/big" in w] == command[command.index("serve") + 1 :][:2]
+
+
+@pytest.mark.parametrize("words", [("-o", "here"), ("--image", "x:1"), ("--gpus", "1")])
+def test_options_of_generate_alone_start_nothing(say: Callable[..., Said], words: tuple[str, str]) -> None:
+    rc, _, err = say("serve", "file:tiny.gguf", *words)
+    assert rc == 2
+    assert f"{words[0]} goes with --generate" in err
+
+
+def test_a_full_disk_is_told(say: Callable[..., Said]) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("/dev/full is Linux's")
+    rc, _, err = say("serve", "file:tiny.gguf", "--generate", "systemd", "-o", "/dev/full")
+    assert (rc, "Free some space" in err) == (4, True), err

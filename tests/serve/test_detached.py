@@ -16,7 +16,7 @@ import pytest
 
 from miyabi_llm import serve
 from miyabi_llm.config import Settings
-from miyabi_llm.errors import BadUsage, Missing, MiyabiError, ServerFailed, Unsafe
+from miyabi_llm.errors import BadUsage, MachineLimit, Missing, MiyabiError, ServerFailed, Unsafe
 from miyabi_llm.proc import identify
 from miyabi_llm.refs import Digest, ModelRef
 from miyabi_llm.serve.probe import Probe
@@ -274,6 +274,25 @@ def test_an_open_host_needs_a_key(host: str) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.0.0.2"])
 def test_loopback_needs_none(host: str) -> None:
     serve.check_exposure(host, None)
+
+
+def test_a_folder_that_is_no_folder(plan: MakePlan, settings: Settings) -> None:
+    settings.run.parent.mkdir(parents=True, exist_ok=True)
+    settings.run.write_text("")
+    try:
+        with pytest.raises(MachineLimit, match=str(settings.run)) as e:
+            serve.detach(plan(), settings, limits=QUICK)
+    finally:
+        settings.run.unlink()
+    assert "MIYABI_HOME" in (e.value.hint or "")
+
+
+def test_a_key_that_cannot_be_written_is_told_by_the_supervisor(plan: MakePlan, settings: Settings, alias: str) -> None:
+    """As on a full disk: the one who waits hears the cause, not that somebody ended without a word."""
+    (settings.run / f"{alias}.key").mkdir(parents=True)
+    with pytest.raises(MachineLimit, match="key") as e:
+        serve.detach(plan(), settings, limits=QUICK)
+    assert e.value.exit_code == 4
 
 
 def test_errors_survive_the_pipe_of_the_supervisor() -> None:
