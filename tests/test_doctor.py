@@ -190,7 +190,7 @@ def test_environments_of_our_own() -> None:
     found = judge.environment("embedded", program, ())
     assert (found.level, found.message) == ("ok", "0.3.36 at /e/bin/python (environment)")
     assert judge.environment("embedded", None, ()).message == "not installed (optional)"
-    bad = judge.environment("embedded", None, (Unusable(Path("/x"), "is too old"),))
+    bad = judge.environment("embedded", None, (Unusable("embedded", Path("/x"), "is too old"),))
     assert (bad.level, bad.fix) == ("warn", "miyabi-llm backend install embedded")
 
 
