@@ -51,6 +51,7 @@ bench: $(VENV)/.test ## the benchmarks: they print ratios
 	$(BIN)/python benchmarks/serve.py
 	$(BIN)/python benchmarks/fit.py
 	$(BIN)/python benchmarks/batch.py
+	$(BIN)/python benchmarks/bench.py
 
 clean: ## remove what make made here; models and builds in the user's directories stay
 	rm -rf $(VENV) site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

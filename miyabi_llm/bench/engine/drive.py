@@ -170,6 +170,7 @@ class Drive:
             return
         raw = Raw(call, stream, intended)
         self._sent += 1
+        self._flying[id(raw)] = (raw, None)
         connection = self._pool.idle(call.target)
         if connection is None:
             self._start(self._connect(raw, waited=waited))
@@ -190,7 +191,6 @@ class Drive:
             self._stop_sending()
 
     async def _connect(self, raw: Raw, *, waited: bool) -> None:
-        self._flying[id(raw)] = (raw, None)
         try:
             connection = await self._pool.connect(raw.call.target)
         except (OSError, TimeoutError, ValueError) as e:

@@ -44,7 +44,7 @@ class Delays:
 
 
 # Limits past which a result is not printed: seconds, or shares.
-READ_LAG_P99 = 0.100  # pieces that wait so long run together, and take the stamp of the last of them
+READ_LAG_P99 = 0.050  # pieces that wait together take the stamp of the last; see docs/explanation/bench-client.md
 CLOCK_STEP = 0.002  # the kernel stamps by the wall clock
 LOOP_LAG_P99 = 0.050
 SEND_LAG_P99 = 0.050
