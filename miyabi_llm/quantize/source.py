@@ -67,8 +67,11 @@ def open_source(ref: ModelRef, store: Store, user_home: Path) -> Source:
         raise BadUsage(f"{ref} has no GGUF file", hint="GGUF models and safetensors can be quantized.")
     headers = {}
     for name, path in files.items():
-        with path.open("rb") as f:
-            headers[name] = gguf.read(f, path.stat().st_size)
+        try:
+            with path.open("rb") as f:
+                headers[name] = gguf.read(f, path.stat().st_size)
+        except Corrupt as e:
+            raise Corrupt(f"{name}: {e.message}", hint=e.hint, **e.details) from None
     header = join(headers)
     if not any(len(t.shape) == 2 for t in header.tensors):
         raise BadUsage(f"{ref} has no matrices to quantize", hint="Is it a vocabulary only?")

@@ -30,9 +30,6 @@ from miyabi_llm.types import Artifact, Event
 
 from .tinylm import write
 
-# One of these failed once in eight runs, for a reason not found yet: not in the tier that every change must pass.
-pytestmark = pytest.mark.slow
-
 TWO = Order(types=("q8_0", "Q4_K"), window=Window(chunks=4))
 
 
@@ -124,7 +121,8 @@ def test_a_gate_that_fails_publishes_nothing(source: Source, shop: Shop) -> None
     assert list(shop.store.layout.blobs.iterdir()) == []
     made = quantize.quantize(source, replace(TWO, types=("Q2_K", "Q8_0"), max_kld=0.05), shop)
     assert made.chosen.type == "Q8_0"
-    assert made.artifact.card["gate"] == {"max_kld": 0.05, "passed": True}
+    gate = made.artifact.card["gate"]
+    assert (gate["kld"], gate["passed"]) == (0.05, True)
 
 
 def test_a_dequantized_source_is_found_out(
@@ -269,6 +267,7 @@ def test_the_command(tiny: Path, shop: Shop, capsys: pytest.CaptureFixture[str])
     assert execute(["quantize", str(tiny), "--type", "Q2_K", "--max-kld", "0.001", "--threads", "1"]) == 5
 
 
+@pytest.mark.slow
 def test_a_real_model(real_artifact: Artifact, real_store: Store, shop: Shop) -> None:
     """Gemma 3 270M, which is Q4_K_M itself: found out; measured against what it is when that is wanted."""
     stored = open_source(real_artifact.ref, real_store, shop.settings.user_home)
