@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from miyabi_llm.cli import bench_more, stored
+from miyabi_llm.cli import bench_more, bench_quality, stored
 from miyabi_llm.cli.dashes import EXTRA, BeforeDashes
 from miyabi_llm.cli.default import RunFirst
 
@@ -21,6 +21,7 @@ def _group() -> None:
 
 
 app.add_typer(bench_more.app)
+app.add_typer(bench_quality.app)
 
 TARGETS = typer.Argument(
     None, metavar="[[NAME=]REF|URL]...", help="Models to start and measure, or servers.", autocompletion=stored.complete
