@@ -14,12 +14,13 @@ NO_LIBRARY, GET_IT = "the library that draws is not here", "pip install vl-conve
 _FONT = "system-ui, -apple-system, 'Segoe UI', 'Noto Sans', sans-serif"
 _STYLE = f"""
 :root {{ color-scheme: light dark; }}
-body {{ font: 15px/1.5 {_FONT}; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
+body {{ font: 15px/1.5 {_FONT}; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }}
 figure {{ margin: 1.5rem 0; background: #fff; border-radius: 6px; padding: .5rem; overflow-x: auto; }}
 figure svg {{ max-width: 100%; height: auto; }}
 table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }}
 .wide {{ overflow-x: auto; }}
-th, td {{ padding: .3rem .6rem; text-align: right; border-bottom: 1px solid #8884; white-space: nowrap; }}
+th, td {{ padding: .25rem .45rem; text-align: right; border-bottom: 1px solid #8884; white-space: nowrap; }}
+td, th {{ font-size: 14px; }}
 th:first-child, td:first-child, td:last-child, th:last-child {{ text-align: left; }}
 tr.pick {{ font-weight: 600; background: #2a78; }}
 .note {{ border-left: 4px solid #c80; padding: .2rem .8rem; margin: .4rem 0; }}

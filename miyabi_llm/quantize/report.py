@@ -11,7 +11,7 @@ from miyabi_llm.quantize.card import FULL
 from miyabi_llm.quantize.values import Made, Measured
 
 MIB = 1 << 20
-LEAST = 1e-5  # nats: the logarithmic axis ends here, and with it intervals that reach to zero or below
+LEAST = 1e-4  # nats: the logarithmic axis ends here, and with it intervals that reach to zero or below
 COLUMNS = (
     "Type", "Size", "Saved", "Bits", "Mean KLD", "95% interval", "99.9% KLD", "Same top", "PPL ratio", "Tokens/s", "",
 )  # fmt: skip
@@ -55,7 +55,13 @@ def picture(made: Made) -> dict[str, Any]:
     values = [_point(made, m) for m in made.measured]
     x = {"field": "size", "type": "quantitative", "title": "Size in MiB", "scale": {"zero": False, "padding": 30}}
     title = "Mean KL divergence in nats, with 95% interval"
-    y = {"field": "kld", "type": "quantitative", "title": title, "scale": {"type": "log", "padding": 20}}
+    y = {
+        "field": "kld",
+        "type": "quantitative",
+        "title": title,
+        "scale": {"type": "log", "nice": False, "padding": 20},
+        "axis": {"gridOpacity": 0.4, "tickCount": 4, "format": "~g"},
+    }
     colours = {"domain": ["chosen", "front", "measured", "refused"], "range": ["#1b7f5c", "#3366aa", "#888", "#c4472b"]}
     colour = {"field": "state", "type": "nominal", "title": None, "scale": colours}
     front = {"filter": "datum.front"}
@@ -82,7 +88,7 @@ def picture(made: Made) -> dict[str, Any]:
         "width": 620,
         "height": 360,
         "background": "white",
-        "title": {"text": f"{made.plan.source}: size and loss", "subtitle": lines, "anchor": "start"},
+        "title": {"text": f"{_source(made)}: size and loss", "subtitle": lines, "anchor": "start"},
         "data": {"values": values},
         "layer": layers,
         "config": {"font": "sans-serif", "legend": {"orient": "top"}},
@@ -118,11 +124,16 @@ def page(made: Made) -> str:
     return plots.page(f"{made.artifact.ref}", parts)
 
 
+def _source(made: Made) -> str:
+    """The source's name as the card says it: of a path only the file's own name, for a report travels."""
+    return str(made.card["base"]["ref"]).removeprefix("file:")
+
+
 def _sentence(made: Made) -> str:
     q = made.quality
     size = f"{made.artifact.size / MIB:.1f} MiB, {100 * (1 - made.artifact.size / made.plan.source_size):.1f}% smaller"
     loss = f"mean KL divergence {q.kld:.6f} nats (95% interval {q.low:.6f} to {q.high:.6f})"
-    return f"{made.chosen.type} of {made.plan.source}: {size}; {loss} against {q.against}."
+    return f"{made.chosen.type} of {_source(made)}: {size}; {loss} against {q.against}."
 
 
 def _warnings(made: Made) -> Sequence[str]:

@@ -12,10 +12,13 @@ WIDTH, INNER, LAYERS = 256, 512, 2
 TOKENS = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256))]
 
 
-def write(path: Path, *, seed: int = 1, poison: bool = False) -> Path:
+CHAT = ["<|im_start|>", "<|im_end|>"]  # control tokens of a model that has a template
+
+
+def write(path: Path, *, seed: int = 1, poison: bool = False, template: str | None = None) -> Path:
     """Write one to `path`, its matrices in F16; `poison` puts a NaN into one of them."""
     rng = random.Random(seed)
-    vocab = len(TOKENS)
+    vocab = len(TOKENS) + (len(CHAT) if template else 0)
     shapes: list[tuple[str, tuple[int, ...]]] = [
         ("token_embd.weight", (WIDTH, vocab)),
         ("output_norm.weight", (WIDTH,)),
@@ -37,14 +40,16 @@ def write(path: Path, *, seed: int = 1, poison: bool = False) -> Path:
                 numbers[1000] = float("nan")
             data += struct.pack(f"<{len(numbers)}e", *numbers)
         data += bytes(-len(data) % 32)
-    head = header([*_keys()], infos)
+    head = header([*_keys(template)], infos)
     path.write_bytes(head + bytes(-len(head) % 32) + data)
     return path
 
 
-def _keys() -> list[bytes]:
-    n = len(TOKENS)
+def _keys(template: str | None) -> list[bytes]:
+    more = CHAT if template else []
+    n = len(TOKENS) + len(more)
     return [
+        *([kv("tokenizer.chat_template", template)] if template else []),
         kv("general.architecture", "llama"),
         kv("general.name", "tiny"),
         kv("general.license", "cc0-1.0"),
@@ -57,9 +62,9 @@ def _keys() -> list[bytes]:
         kv("llama.attention.layer_norm_rms_epsilon", 1e-5),
         kv("llama.rope.dimension_count", WIDTH // 4),
         kv("tokenizer.ggml.model", "llama"),
-        kv("tokenizer.ggml.tokens", TOKENS),
+        kv("tokenizer.ggml.tokens", [*TOKENS, *more]),
         kv("tokenizer.ggml.scores", [0.0] * n, F32),
-        kv("tokenizer.ggml.token_type", [2, 3, 3] + [6] * 256, I32),
+        kv("tokenizer.ggml.token_type", [2, 3, 3] + [6] * 256 + [3] * len(more), I32),
         kv("tokenizer.ggml.bos_token_id", 1),
         kv("tokenizer.ggml.eos_token_id", 2),
         kv("tokenizer.ggml.unknown_token_id", 0),

@@ -1,0 +1,167 @@
+"""What each type costs on a real model, whether the search finds what measuring everything finds, and our overhead.
+
+    python benchmarks/quantize.py table MODEL.gguf [TYPE ...] [--chunks N]
+    python benchmarks/quantize.py search MODEL.gguf [--chunks N]
+    python benchmarks/quantize.py overhead MODEL.gguf
+
+`table` makes each type (Q8_0 Q6_K Q4_K_M Q4_0 Q2_K) and prints a line as soon as it is measured, with the memory
+planned and the memory resident in a llama-server at 8192 tokens. `search` measures eight types and then lets the
+search choose among them for a budget that half of them fit: same file, and what share of the work. `overhead` runs
+llama-quantize alone and through us, in turns. Everything is written below a temporary folder of the current one and
+removed. A model that is quantized is turned into F16 first; what is measured then is not the loss of the original.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from miyabi_llm import calibration, config, hardware, quantize
+from miyabi_llm.quantize import Made, Order, Source, open_source, provenance
+from miyabi_llm.quantize.run import Shop, verify_header
+from miyabi_llm.quantize.sizes import planned
+from miyabi_llm.refs import ModelRef
+from miyabi_llm.store import Store
+from miyabi_llm.store.adopt import hash_file
+from miyabi_llm.tools import llama_cpp, quantizing
+from miyabi_llm.tools.quantizing import Tools, Window
+
+CLAIMS = {"Q8_0": "~50%", "Q4_K_M": "~75%", "Q4_0": "~75%", "Q2_K": "~87%"}  # of many a guide
+TABLE = ("Q8_0", "Q6_K", "Q4_K_M", "Q4_0", "Q2_K")
+EIGHT = ("Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q3_K_M", "Q2_K")
+MIB = 1 << 20
+ROUNDS = 3
+
+
+@contextmanager
+def shop() -> Iterator[tuple[Shop, Path]]:
+    """A store and a cache of our own, with the programs that are installed."""
+    user = config.load()
+    programs = {n: llama_cpp.find(n, user) for n in (*quantizing.PROGRAMS, llama_cpp.SERVER)}
+    flags = hardware.cpu_flags()
+    if not calibration.server_uses_amx(user, programs[llama_cpp.SERVER].path):
+        flags = frozenset(f for f in flags if not f.startswith("amx"))
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        settings = replace(user, home=Path(folder).absolute() / "home", cache=Path(folder).absolute() / "cache")
+        settings.cache.mkdir()
+        yield Shop(Store(settings.store), settings, programs, flags), Path(folder).absolute()
+
+
+def full(path: Path, at: Shop, folder: Path) -> Source:
+    """The model at 16 bits, made of a quantized one where it is that."""
+    source = open_source(ModelRef.parse(str(path.absolute())), at.store, at.settings.user_home)
+    found = provenance.judge(source.header, source.parts)
+    print(f"source: {found.kind}; {found.evidence}")
+    if found.kind != "quantized":
+        return source
+    target = folder / f"{path.stem}-f16.gguf"
+    tool = at.programs[quantizing.QUANTIZE].argv
+    argv = [*tool, "--allow-requantize", str(source.first), str(target), "F16"]
+    subprocess.run(argv, check=True, capture_output=True)
+    print("turned into F16: sizes are exact, losses are against rounded weights and NOT those of the original")
+    return open_source(ModelRef.parse(str(target)), at.store, at.settings.user_home)
+
+
+def table(source: Source, at: Shop, kinds: tuple[str, ...], chunks: int) -> None:
+    """One line for each type, as soon as it is measured."""
+    print("| type | claim | file, bytes | saved | bits | mean KLD, 95% interval | 99.9% | same top | tokens/s "
+          "| memory planned | resident | quantize s |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+    for kind in kinds:
+        made = quantize.quantize(source, Order((kind,), window=Window(chunks=chunks), requantize=True), at)
+        print(line(made), flush=True)
+        at.store.remove(made.artifact.ref)
+
+
+def line(made: Made) -> str:
+    """A type's row of the table."""
+    q, size, m = made.quality, made.artifact.size, made.measured[0]
+    resident = f"{made.resident / MIB:.0f} MiB ({made.chosen.needed / made.resident - 1:+.1%})" if made.resident else ""
+    speed = f"{made.speed.speed:.1f} ± {made.speed.spread:.1f}" if made.speed else ""
+    cells = (
+        made.chosen.type, CLAIMS.get(made.chosen.type, ""), f"{size:,}", f"{1 - size / made.plan.source_size:.1%}",
+        f"{made.chosen.bits:.2f}", f"{q.kld:.6f} ({q.low:.6f} to {q.high:.6f})", f"{q.p999 or 0:.4f}",
+        f"{q.same_top:.2f}%", speed, f"{made.chosen.needed / MIB:.0f} MiB", resident, f"{m.seconds:.0f}",
+    )  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def search(source: Source, at: Shop, chunks: int) -> None:
+    """Measure all eight, then let the search choose; the base is recorded before and counted on both sides."""
+    order = Order(EIGHT, window=Window(chunks=chunks), requantize=True, ctx=2048)
+    plan = quantize.plan(source, replace(order, budget=1 << 50), at)
+    needs = sorted(p.needed for p in plan.types)
+    budget = needs[len(needs) // 2]
+    began = time.monotonic()
+    quantize.quantize(source, replace(order, types=("Q8_0",)), at)  # records the base; a file more than is counted
+    warm = time.monotonic() - began
+    shutil.rmtree(at.settings.cache / "quantize" / "quality")
+    began = time.monotonic()
+    everything = quantize.quantize(source, order, at)
+    whole = time.monotonic() - began
+    fits = [m for m in everything.measured if next(p for p in plan.types if p.type == m.type).needed <= budget]
+    best = min(fits, key=lambda m: m.quality.kld)
+    limit = max(best.quality.high * 1.05, 0.001)
+    shutil.rmtree(at.settings.cache / "quantize" / "quality")
+    began = time.monotonic()
+    found = quantize.quantize(source, replace(order, types=(), budget=budget, max_kld=limit), at)
+    ours = time.monotonic() - began
+    print(f"budget {budget / MIB:.0f} MiB, gate {limit:.4f}; of {len(EIGHT)} types {len(fits)} fit")
+    print(f"measuring all: {best.type}, {whole:.1f} s for {len(everything.measured)} files")
+    print(f"search: {found.chosen.type}, {ours:.1f} s for {len(found.measured)} files: {ours / whole:.0%} of that")
+    print(f"same file: {'yes' if found.chosen.type == best.type else 'NO'}; the first run, base included: {warm:.1f} s")
+
+
+def overhead(source: Source, at: Shop, folder: Path) -> None:
+    """llama-quantize alone, and through us with header check and hash, in turns."""
+    alone, ours = [], []
+    tools = Tools(at.programs, at.settings.env, folder)
+    todo = planned(source.header, tools.dry_run(source.first, "Q4_K_M"), "Q4_K_M", 2048, at.flags, None)
+    for i in range(ROUNDS):
+        target = folder / f"bare-{i}.gguf"
+        began = time.monotonic()
+        argv = [*at.programs[quantizing.QUANTIZE].argv, "--allow-requantize", str(source.first), str(target), "Q4_K_M"]
+        subprocess.run(argv, check=True, capture_output=True)
+        alone.append(time.monotonic() - began)
+        other = folder / f"ours-{i}.gguf"
+        began = time.monotonic()
+        tools.quantize(source.first, other, "Q4_K_M", requantize=True)
+        verify_header(source, todo, other)
+        same = hash_file(other)
+        ours.append(time.monotonic() - began)
+        assert same == hash_file(target), "the same bytes"
+        target.unlink(), other.unlink()
+    a, b = statistics.median(alone), statistics.median(ours)
+    spread = f"{min(alone):.2f} to {max(alone):.2f}; {min(ours):.2f} to {max(ours):.2f}"
+    print(f"Q4_K_M: alone {a:.2f} s, through us {b:.2f} s: {b / a - 1:+.1%} ({spread}); the same bytes")
+
+
+def main() -> None:
+    """Run one of the three."""
+    words = sys.argv[1:]
+    chunks = int(words.pop(words.index("--chunks") + 1)) if "--chunks" in words else 16
+    words = [w for w in words if w != "--chunks"]
+    if len(words) < 2 or words[0] not in ("table", "search", "overhead"):
+        raise SystemExit(__doc__)
+    machine = hardware.look(config.load().env)
+    print(f"{machine.cpu}, {machine.usable_cores} processors; {chunks} windows of 256 tokens")
+    with shop() as (at, folder):
+        source = full(Path(words[1]), at, folder)
+        if words[0] == "table":
+            table(source, at, tuple(words[2:]) or TABLE, chunks)
+        elif words[0] == "search":
+            search(source, at, chunks)
+        else:
+            overhead(source, at, folder)
+
+
+if __name__ == "__main__":
+    main()
