@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from miyabi_llm.bench.values import ClientHealth, Lag, Load, Run
@@ -30,26 +30,36 @@ def health(runs: Sequence[Run]) -> ClientHealth:
     """The client over all blocks: the worst of its delays and of its processor time, the mean of what it achieved."""
     seconds = [max(1e-9, (r.end_ns - r.begin_ns) / 1e9) for r in runs]
     achieved = sum(r.health.achieved * s for r, s in zip(runs, seconds, strict=True)) / sum(seconds)
+    offered = sum(r.health.offered * s for r, s in zip(runs, seconds, strict=True)) / sum(seconds)
     return replace(
         runs[0].health,
         send_lag=_worst(runs, lambda h: h.send_lag),
         read_lag=_worst(runs, lambda h: h.read_lag),
         loop_lag=_worst(runs, lambda h: h.loop_lag),
         cpu=max(r.health.cpu for r in runs),
+        offered=offered,
         achieved=achieved,
         kernel_stamps=all(r.health.kernel_stamps for r in runs),
+        clock_step=max((r.health.clock_step for r in runs), key=abs),
     )
 
 
 def together(healths: Sequence[ClientHealth]) -> ClientHealth:
     """The worst of several targets' healths, part by part."""
     worst = min(healths, key=lambda h: h.achieved / h.offered if h.offered else 1.0)
-    lags = {
-        name: max((lag for h in healths if (lag := getattr(h, name))), key=lambda lag: lag.p99, default=None)
-        for name in ("send_lag", "read_lag", "loop_lag")
-    }
-    stamps = all(h.kernel_stamps for h in healths)
-    return replace(worst, cpu=max(h.cpu for h in healths), kernel_stamps=stamps, **lags)
+    return replace(
+        worst,
+        send_lag=_latest(h.send_lag for h in healths),
+        read_lag=_latest(h.read_lag for h in healths),
+        loop_lag=_latest(h.loop_lag for h in healths),
+        cpu=max(h.cpu for h in healths),
+        kernel_stamps=all(h.kernel_stamps for h in healths),
+        clock_step=max((h.clock_step for h in healths), key=abs),
+    )
+
+
+def _latest(lags: Iterable[Lag | None]) -> Lag | None:
+    return max((lag for lag in lags if lag is not None), key=lambda lag: lag.p99, default=None)
 
 
 def _worst(runs: Sequence[Run], which: Callable[[ClientHealth], Lag | None]) -> Lag | None:

@@ -31,6 +31,7 @@ SEED = 0  # its draws themselves have an index of 1.00 as planned: what is off i
 SETTLED = 500_000_000  # nanoseconds until all streams are under way
 # The package may lie where the interpreter does not look by itself.
 ONCE = "import sys; sys.path.insert(0, sys.argv[1]); from miyabi_llm.bench.selftest import once; once(sys.argv[2])"
+FULL = 0.85  # of a core; with less, something else set the pace
 CLOCK = 0.002  # seconds by which the mock may be late at p99 before what depends on it is not judged
 
 
@@ -53,7 +54,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One figure beside its limit. `ok` None: the server was late itself, so the figure is not the client's alone."""
+    """One figure beside its limit. `ok` None: the server or the machine was late, not the client alone."""
 
     name: str
     value: float
@@ -257,7 +258,10 @@ def _capacity(env: Mapping[str, str], plan: Plan) -> _Part:
     share = run.health.cpu
     note = f"with {share:.0%} of a core"
     facts = {"one-chunk requests per second of processor time": rate / max(share, 1e-9)}
-    return [Check("one-chunk requests/s, one process", rate, "/s", 9000, "at least", rate >= 9000, note)], facts
+    # other programs held the core, or the mock did: what we would do with all of it is then the next best
+    held = share < FULL and rate / max(share, 1e-9) >= 9000
+    ok = _judged(ok=rate >= 9000, calm=not held)
+    return [Check("one-chunk requests/s, one process", rate, "/s", 9000, "at least", ok, note)], facts
 
 
 def _memory(env: Mapping[str, str], plan: Plan) -> _Part:
@@ -311,9 +315,10 @@ def _poisson(env: Mapping[str, str], plan: Plan) -> _Part:
                 run = shards.run(load, plain, lambda sample, sent=sent: sent.append(sample.sent_ns))  # type: ignore[misc]
         index = _index([(ns - run.begin_ns) / NS for ns in sorted(sent)], plan)
         name = f"Poisson dispersion index, {processes} process{'es' if processes > 1 else ''}"
-        checks.append(Check(name, index, "", 1.1, "at most", 0.9 <= index <= 1.1, "at least 0.9"))
-        if run.health.send_lag is not None:
-            facts[f"send lag p99 ms, {processes}"] = run.health.send_lag.p99 * 1e3
+        late = run.health.send_lag.p99 if run.health.send_lag is not None else 0.0
+        facts[f"send lag p99 ms, {processes}"] = late * 1e3
+        ok = _judged(ok=0.9 <= index <= 1.1, calm=late < 2 / plan.rate)
+        checks.append(Check(name, index, "", 1.1, "at most", ok, "at least 0.9"))
     return checks, facts
 
 
