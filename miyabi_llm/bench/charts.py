@@ -34,7 +34,15 @@ CONFIG: Final[Mapping[str, Any]] = {
         "labelOpacity": 0.8,
         "tickCount": 6,
     },
-    "legend": {**_TEXT, "orient": "bottom", "title": None, "columns": 3, "columnPadding": 22, "labelLimit": 220},
+    "legend": {
+        **_TEXT,
+        "orient": "bottom",
+        "title": None,
+        "columns": 3,
+        "columnPadding": 22,
+        "labelLimit": 220,
+        "symbolOpacity": 1,
+    },
     "header": {"labelColor": "currentColor", "labelFontSize": 12},
     "text": {"color": "currentColor"},
 }
@@ -130,7 +138,12 @@ def _beside(rows: Rows, title: str, *, first: bool) -> dict[str, Any]:
     y = {"field": "load", "type": "nominal", "sort": None, "axis": axis, "scale": {"paddingInner": 0.3}}
     shift = {"field": "target", "type": "nominal", "sort": None}
     color = {"field": "target", "type": "nominal", "sort": None}
-    x = {"type": "quantitative", "title": title, "scale": {"domainMin": 0}, "axis": {"tickCount": 4}}
+    x = {
+        "type": "quantitative",
+        "title": title,
+        "scale": {"domainMin": 0},
+        "axis": {"tickCount": 4, "labelOverlap": "greedy", "labelSeparation": 8},
+    }
     return {
         "width": 190,
         "height": {"step": 18},
