@@ -201,6 +201,7 @@ def _foreground(
     from miyabi_llm import serve as verb
     from miyabi_llm.cli import progress, show
 
+    ready: list[Event] = []
     with ExitStack() as bars:
         shown = bars.enter_context(progress.shown(as_json=as_json))
 
@@ -208,12 +209,15 @@ def _foreground(
             if event.kind != "done":
                 shown(event)
                 return
+            ready.append(event)
             bars.close()  # a bar that lives as long as the server would garble the terminal
             endpoint: Endpoint = event.data["endpoint"]
             show.emit(endpoint, as_json=as_json, render=show_endpoint)
             show.note(f"ready {event.message}; Ctrl-C ends it")
 
         verb.forever(plan, settings, on_event, artifact=artifact, name=name)
+    if not ready:
+        show.note("stopped before it was ready")
 
 
 def _attached(plan: LaunchPlan, *, as_json: bool) -> None:

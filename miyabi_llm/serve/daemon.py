@@ -7,7 +7,7 @@ import sys
 from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
 
-from miyabi_llm.errors import MiyabiError
+from miyabi_llm.errors import MiyabiError, ServerFailed
 from miyabi_llm.serve.detach import Order
 from miyabi_llm.serve.run import Job, supervise
 from miyabi_llm.serve.state import RunDir
@@ -53,6 +53,8 @@ def main(fd: int) -> int:
             if not pipe.closed:
                 tell.send(e)
             return e.exit_code
+        if not pipe.closed:  # by a signal: whoever waits for it must hear more than silence
+            tell.send(ServerFailed(f"{order.name} was stopped before it was ready"))
     return 0
 
 

@@ -122,6 +122,23 @@ def test_p11_a_supervisor_killed_with_its_shim_is_cleaned_up_by_the_next_start(
     assert len(processes(alias)) == 2
 
 
+def test_a_stop_while_it_loads_is_told_to_whoever_waits(plan: MakePlan, settings: Settings, alias: str) -> None:
+    made, heard = plan("ok", "--load", "20"), list[str]()
+
+    def start() -> None:
+        with pytest.raises(ServerFailed) as e:
+            serve.detach(made, settings, limits=QUICK)
+        heard.append(e.value.message)
+
+    waiter = threading.Thread(target=start)
+    waiter.start()
+    wait_for(lambda: bool(processes(alias)))
+    serve.stop(settings, alias)
+    waiter.join()
+    assert heard == [f"{alias} was stopped before it was ready"]
+    assert serve.ps(settings) == []
+
+
 def test_a_server_that_is_given_up_stays_listed_as_dead_until_stopped(
     plan: MakePlan, settings: Settings, alias: str
 ) -> None:
