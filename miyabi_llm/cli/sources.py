@@ -28,6 +28,8 @@ def open_source(text: str, store: Store, settings: Settings, on_event: OnEvent, 
 
     ref = stored.parse(text, settings)
     home = settings.user_home
+    if lora is not None:
+        adapters.check(lora)
     try:
         if not original.is_folder(ref, store, home):
             source = verb.open_source(ref, store, home)

@@ -96,6 +96,13 @@ def refuse(config: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]]) ->
         raise BadUsage(f"the adapter's lora_alpha is {alpha!r}", hint="It has to be a number other than 0.")
 
 
+def check(lora: Path) -> None:
+    """Raise what `merged` would raise for the adapter itself, before a base is converted for it."""
+    _files(lora)
+    if lora.is_dir():
+        scaling(*read(lora))
+
+
 def merged(base: Source, original: Folder | None, lora: Path, kit: Kit) -> Source:
     """`base` with the adapter at `lora` (peft's folder, or a GGUF) merged in, published, as a source to quantize.
 

@@ -63,6 +63,8 @@ def to_gguf(folder: Folder, kit: Kit) -> Artifact:
     with working(kit.store, kit.settings.cache) as work:
         check_disk(folder.parameters * BYTES + SLACK, kit.store)
         converter = kit.converter(kit.on_event)
+        if not converter.knows(kind := folder.promise.architecture):
+            raise BadUsage(f"llama.cpp cannot convert {kind or 'it'}", hint="Pull a GGUF of this model instead.")
         started = time.monotonic()
         kit.on_event(Event("phase", "original", f"reading every weight of {said(folder.ref)}"))
         place, mended = lay_out(folder, work.folder / word(ref.name))

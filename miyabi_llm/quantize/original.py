@@ -112,8 +112,11 @@ def _weights(files: Mapping[str, Path], ref: ModelRef) -> dict[str, int]:
             raise Corrupt(f"{ref} lacks {', '.join(lacking[:3])}", hint="Pull the model again.")
     found: dict[str, int] = {}
     for name in names:
-        with files[name].open("rb") as f:
-            header = safetensors.read(f, files[name].stat().st_size)
+        try:
+            with files[name].open("rb") as f:
+                header = safetensors.read(f, files[name].stat().st_size)
+        except Corrupt as e:
+            raise Corrupt(f"{name}: {e.message}", hint=e.hint, **e.details) from None
         for t in header.tensors:
             found[t.name] = t.nbytes * 8 // safetensors.BITS[t.dtype]
     return found

@@ -68,6 +68,11 @@ class Converter:
     commit: str
     variables: Mapping[str, str]
 
+    def knows(self, architecture: str) -> bool:
+        """Whether the scripts name an architecture: asked before a minute is spent on a model they cannot convert."""
+        word = f'"{architecture}"'
+        return any(word in p.read_text("utf-8") for p in sorted((self.scripts / "conversion").glob("*.py")))
+
     def look(self, folder: Path, probes: Sequence[Mapping[str, Any]], work: Path, on_event: OnEvent = silent) -> Look:
         """Read every weight once and the probes with the original's tokenizer. Raises Corrupt, MiyabiError."""
         said = self._ask({"job": "look", "folder": str(folder), "probes": list(probes)}, work, on_event)
@@ -144,9 +149,10 @@ def get(settings: Settings, on_event: OnEvent = silent) -> Converter:
     root.mkdir(parents=True, exist_ok=True)
     with _alone(root, on_event) as held:
         shell = Shell(root / "convert.log", settings.env, on_event, held)
-        if settings.offline and not any(p.joinpath(envs.MARKER).is_file() for p in root.glob("convert-*")):
-            raise NetworkError("the converter is not here, and you are offline by choice", hint=settings.offline_hint)
-        on_event(Event("phase", "environment", "the converter's: torch and transformers, about 1 GB on disk"))
+        if not any(p.joinpath(envs.MARKER).is_file() for p in root.glob("convert-*")):
+            if settings.offline:
+                raise NetworkError("the converter is not here, and you are offline", hint=settings.offline_hint)
+            on_event(Event("phase", "environment", "the converter's: torch and transformers, about 1 GB on disk"))
         env = envs.make(root, "convert", PINS, shell)
         scripts = _scripts(settings, pins, env.python, shell)
     return Converter(env.python, scripts, pins.commit, settings.env)

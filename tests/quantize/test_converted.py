@@ -119,7 +119,7 @@ class Damaging:
 
     def __init__(self, real: Converter, damage: Callable[[Path], None]) -> None:
         self._real, self._damage = real, damage
-        self.look, self.commit = real.look, real.commit
+        self.look, self.knows, self.commit = real.look, real.knows, real.commit
 
     def model(self, folder: Path, target: Path, outtype: str, work: Path, on_event: OnEvent) -> None:
         """Convert, then damage."""
