@@ -121,7 +121,7 @@ def test_no_process_outlives_its_parent(tmp_path: Path) -> None:
             "    told = []\n"
             "    s.run(Load(concurrency=2, duration_s=60), make, lambda x: told or told.append(print(flush=True)))\n"
         )
-        env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+        env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(tmp_path)}
         with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, env=env) as parent:
             assert parent.stdout is not None
             parent.stdout.readline()
