@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from miyabi_llm.bench import slo, sweep
-from miyabi_llm.bench.run import Bench
+from miyabi_llm.bench.run import Bench, Stopped
 from miyabi_llm.bench.study import KneeOf, Level, Search, best_percentile
 from miyabi_llm.bench.values import Load
 
@@ -30,9 +31,10 @@ def label(load: Load) -> str:
 def fixed(bench: Bench, loads: Sequence[Load]) -> Found:
     """One after the other."""
     levels: list[Level] = []
-    for load in loads:
-        if not bench.stopped:
-            levels.append(bench.measure(load, label(load)))
+    with suppress(Stopped):
+        for load in loads:
+            if not bench.stopped:
+                levels.append(bench.measure(load, label(load)))
     return Found(tuple(levels))
 
 
@@ -40,15 +42,16 @@ def swept(bench: Bench, load: Load, limit_s: float | None = None, most: int = sw
     """Concurrency from 1, doubled while it pays for some target. `limit_s`: the first token must not take longer."""
     points: dict[str, list[sweep.Point]] = {t.name: [] for t in bench.targets}
     levels: list[Level] = []
-    while not bench.stopped:
-        wanted = [n for p in points.values() if (n := sweep.following(p, limit_s, most)) is not None]
-        if not wanted:
-            break
-        now = replace(load, concurrency=wanted[0], rate=None)
-        level = bench.measure(now, label(now))
-        levels.append(level)
-        for name in points:
-            points[name].append(point(level, name))
+    with suppress(Stopped):
+        while not bench.stopped:
+            wanted = [n for p in points.values() if (n := sweep.following(p, limit_s, most)) is not None]
+            if not wanted:
+                break
+            now = replace(load, concurrency=wanted[0], rate=None)
+            level = bench.measure(now, label(now))
+            levels.append(level)
+            for name in points:
+                points[name].append(point(level, name))
     knees = tuple(KneeOf(name, sweep.knee(found, limit_s)) for name, found in points.items())
     return Found(tuple(levels), knees)
 
@@ -71,16 +74,17 @@ def searched(bench: Bench, load: Load, promises: Sequence[slo.Promise], start: f
     whole = start is None
     for index, target in enumerate(bench.targets):
         trials: list[slo.Trial] = []
-        while not bench.stopped:
-            wanted = slo.following(trials, start or 1.0, whole=whole)
-            if wanted is None:
-                break
-            now = replace(load, concurrency=round(wanted)) if whole else replace(load, concurrency=None, rate=wanted)
-            trial = _Trial(promises, wanted)
-            level = bench.measure(now, label(now), (index,), sink=trial.kept, again=trial.open)
-            levels.append(level)
-            if not bench.stopped:
-                trials.append(replace(trial.kept.trial(wanted), valid=level.valid))
+        with suppress(Stopped):
+            while not bench.stopped:
+                wanted = slo.following(trials, start or 1.0, whole=whole)
+                if wanted is None:
+                    break
+                now = replace(load, concurrency=round(wanted) if whole else None, rate=None if whole else wanted)
+                trial = _Trial(promises, wanted)
+                level = bench.measure(now, label(now), (index,), sink=trial.kept, again=trial.open)
+                levels.append(level)
+                if not bench.stopped:  # half a trial says nothing
+                    trials.append(replace(trial.kept.trial(wanted), valid=level.valid))
         unit = "streams" if whole else "requests/s"
         searches.append(Search(target.name, unit, tuple(trials), slo.best(trials)))
     return Found(tuple(levels), (), tuple(searches))

@@ -31,6 +31,10 @@ Sink = Callable[[Sample], None]
 CURVE = tuple(i / 100 for i in range(1, 100))  # shares at which a distribution is drawn
 
 
+class Stopped(Exception):
+    """A load was ended before anything of it was measured."""
+
+
 @dataclass(frozen=True, slots=True)
 class Order:
     """How to measure, whatever the load.
@@ -131,7 +135,8 @@ class Bench:
     ) -> Level:
         """One load on the targets numbered `which` (all): in turns, block by block, in an order drawn anew each round.
 
-        `sink` is told every sample too; while `again` says so, the blocks are repeated.
+        `sink` is told every sample too; while `again` says so, the blocks are repeated. Raises Stopped when it was
+        stopped before the first block.
         """
         chosen = range(len(self.targets)) if which is None else which
         with ExitStack() as stack:
@@ -176,7 +181,7 @@ class Bench:
     def _level(self, load: Load, label: str, begun: str, parts: Sequence[_Part]) -> Level:
         seen = [p for p in parts if p.runs]
         if not seen:
-            raise KeyboardInterrupt  # stopped before anything was measured
+            raise Stopped
         healths = [merge.health(p.runs) for p in seen]
         health = merge.together(healths)
         measured = tuple(m for p in seen for m in metrics(p.collector, p.runs))

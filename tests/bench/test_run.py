@@ -170,6 +170,14 @@ def test_stopped_it_keeps_what_there_is(quick: Target) -> None:
     assert level.report.measured[0].counts.failed == 0  # what we cancelled is no failure
 
 
+def test_stopped_in_a_warm_up_it_keeps_the_loads_before(quick: Target) -> None:
+    with Bench([quick], ORDER) as bench:
+        bench._on_event = lambda e: bench.stop() if e.message == "c=2: warm-up" else None
+        found = loads.fixed(bench, [Load(1, requests=4), Load(2, requests=4), Load(4, requests=4)])
+        assert [level.label for level in found.levels] == ["c=1"]
+        assert loads.swept(bench, Load()).levels == ()
+
+
 def test_a_sweep_doubles_until_it_pays_no_more() -> None:
     lock = threading.Lock()
 
