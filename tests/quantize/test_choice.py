@@ -106,7 +106,7 @@ def test_the_gate_asks_the_tail_and_the_top_token_too() -> None:
 def test_limits_that_were_not_said_follow_from_the_mean() -> None:
     assert quality.limits(Order()) == Limits()
     derived = quality.limits(Order(max_kld=0.04))
-    assert derived == Limits(0.04, pytest.approx(2.0), pytest.approx(80.0))
+    assert derived == Limits(0.04, pytest.approx(2.0), pytest.approx(60.0))
     assert quality.limits(Order(max_kld=0.04, max_p999=1.0, min_top=95.0)) == Limits(0.04, 1.0, 95.0)
     assert quality.limits(Order(min_top=95.0)) == Limits(top=95.0)
     for name in ("Q8_0", "Q4_K_M", "Q4_0", "Q2_K"):  # what was measured is within what follows from its mean
