@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import llama_cpp
+from jinja2 import TemplateError
 from llama_cpp import llama_chat_format, llama_grammar
 
 from miyabi_llm.embedded.asked import Ask, Refused, bad
@@ -23,6 +25,8 @@ from miyabi_llm.embedded.text import Text, depth
 PIECE = 256  # bytes of a token's text at first; longer ones say how long they are
 GRAMMAR = 256 << 10  # characters of a grammar
 NESTED = 2000  # groups in groups: llama.cpp's parser calls itself for each, until the stack ends the process
+# what code that walks somebody's data without looking raises (RuntimeError: too deep a recursion, too)
+STRANGE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 BATCH = 512  # tokens of a prompt that are computed at once, as llama-server's physical batch
 
 
@@ -228,7 +232,7 @@ class Engine:
     def _grammar(self, schema: str) -> Any:
         try:
             text = llama_grammar.json_schema_to_gbnf(schema) if schema else llama_grammar.JSON_GBNF
-        except Exception as e:  # the library's converter raises whatever a strange schema makes of it
+        except (*STRANGE, re.error) as e:  # the library's converter walks a strange schema without looking
             raise bad(f"response_format: this schema cannot be followed: {type(e).__name__}: {e}") from e
         if len(text) > GRAMMAR or depth(text) > NESTED:
             raise bad("response_format: this schema is too large: its texts and lists may be long, or it is deep")
@@ -256,7 +260,7 @@ class Engine:
             raise bad("this model has no chat template: it is a base model. Ask /v1/completions instead")
         try:
             text: str = self._template(messages=[dict(m) for m in ask.messages or ()]).prompt
-        except Exception as e:  # the template is the model's: anything may come out of it
+        except (*STRANGE, TemplateError, MemoryError) as e:  # the template is a program of the model's
             raise bad(f"the model's chat template refuses these messages: {e}") from e
         # the tokenizer puts the first token there by itself, for models that want it
         return text.removeprefix(self._template.bos_token) if self._template.bos_token else text

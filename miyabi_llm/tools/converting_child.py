@@ -61,9 +61,11 @@ def weights(folder: Path) -> Iterator[tuple[str, Any]]:
 
 def probe(folder: Path, probes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The text and the ids of each probe as the original's own tokenizer has them."""
+    from jinja2 import TemplateError
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    refused = (TemplateError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
     found = []
     for one in probes:
         name, text, left = one["name"], one.get("text"), None
@@ -72,7 +74,7 @@ def probe(folder: Path, probes: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 text = tokenizer.apply_chat_template(
                     one["messages"], tools=one.get("tools"), tokenize=False, add_generation_prompt=True
                 )
-            except Exception as e:  # a template raises whatever it likes for messages it does not take
+            except refused as e:  # a template is a program of the model's, and takes what messages it likes
                 left = f"the template refuses it: {type(e).__name__}: {str(e)[:120]}"
         elif text is None:
             text = "\n".join(str(m.get("content") or "") for m in one["messages"])
