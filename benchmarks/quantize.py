@@ -33,6 +33,7 @@ from miyabi_llm.store import Store
 from miyabi_llm.store.adopt import hash_file
 from miyabi_llm.tools import llama_cpp, quantizing
 from miyabi_llm.tools.quantizing import Tools, Window
+from miyabi_llm.types import Event
 
 CLAIMS = {"Q8_0": "~50%", "Q4_K_M": "~75%", "Q4_0": "~75%", "Q2_K": "~87%"}  # of many a guide
 TABLE = ("Q8_0", "Q6_K", "Q4_K_M", "Q4_0", "Q2_K")
@@ -76,9 +77,15 @@ def table(source: Source, at: Shop, kinds: tuple[str, ...], chunks: int) -> None
           "| memory planned | resident | quantize s |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     for kind in kinds:
-        made = quantize.quantize(source, Order((kind,), window=Window(chunks=chunks), requantize=True), at)
+        made = quantize.quantize(source, Order((kind,), window=Window(chunks=chunks), requantize=True), at, told)
         print(line(made), flush=True)
         at.store.remove(made.artifact.ref)
+
+
+def told(event: Event) -> None:
+    """What could not be measured is said; the rest is silence."""
+    if event.kind == "warning":
+        print(f"{event.name}: {event.message}", file=sys.stderr, flush=True)
 
 
 def line(made: Made) -> str:

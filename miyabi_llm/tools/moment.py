@@ -16,7 +16,7 @@ from miyabi_llm.proc.resident import resident
 from miyabi_llm.tools.program import Program
 
 START_S = 300.0  # seconds to load a model
-ANSWER_S = 120.0
+ANSWER_S = 900.0  # a prompt of some hundred tokens on a processor that others use too
 FIRST_PORT = 18600  # away from where people start servers
 _IF_THERE = ("--offline", "--jinja", "--no-prefill-assistant")
 
