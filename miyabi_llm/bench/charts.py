@@ -94,7 +94,8 @@ def trade(study: Study) -> dict[str, Any] | None:
                 rows.append({"series": m.name, "x": rate.mean, "y": ttft * 1e3, "load": level.label, "order": order})
     if len({row["load"] for row in rows}) < 2:
         return None
-    x = {"field": "x", "type": "quantitative", "title": "output tokens/s, all streams"}
+    x: dict[str, Any] = {"field": "x", "type": "quantitative", "title": "output tokens/s, all streams"}
+    x["scale"] = {"zero": True}
     y = {"field": "y", "type": "quantitative", "title": "time to first token (ms; p95, else p50)"}
     spec = _chart(rows, {"type": "line", "point": {"size": 45, "filled": True}}, x, y)
     spec["encoding"]["order"] = {"field": "order", "type": "quantitative"}

@@ -44,6 +44,7 @@ def _head(study: Study) -> str:
         good = any(level.valid for level in study.levels)
         state, words = ("partly", "partly invalid") if good else ("invalid", "INVALID: these numbers must not be used")
     if study.incomplete:
+        state = "partly" if state == "valid" else state
         words += ", INCOMPLETE: interrupted"
     begun = study.levels[0].report.begun if study.levels else ""
     lines = "".join(f"<li>{escape(reason)}</li>" for reason in study.invalid)
