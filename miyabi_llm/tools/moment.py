@@ -93,7 +93,7 @@ def moment(model: Path, kitchen: Kitchen, ctx: int) -> Iterator[Moment]:
     """
     port, program, log = ports.free(start=FIRST_PORT), kitchen.program, kitchen.folder / "llama-server.log"
     argv = [*program.argv, "--model", str(model), "--host", "127.0.0.1", "--port", str(port), "--ctx-size", str(ctx)]
-    argv += ["--parallel", "1", *(["--threads", str(kitchen.threads)] if kitchen.threads else [])]
+    argv += ["--threads", str(kitchen.threads)] if kitchen.threads else []  # as many slots as `serve` has: the default
     argv += [flag for flag in _IF_THERE if program.has(flag)]
     argv += ["--cache-ram", "0"] if program.has("--cache-ram") else []
     env = {k: v for k, v in kitchen.env.items() if not k.startswith("LLAMA_ARG_")}
