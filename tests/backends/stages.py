@@ -64,7 +64,7 @@ def _llama_cpp(home: Path, request: Request) -> Iterator[Stage]:
     yield _gguf("llama-cpp", home, request)
 
 
-def _embedded(home: Path, request: Request) -> Iterator[Stage]:
+def embedded(home: Path, request: Request) -> Iterator[Stage]:
     yield _gguf("embedded", home, request)
 
 
@@ -89,7 +89,7 @@ def _vllm(home: Path, request: Request) -> Iterator[Stage]:
     yield Stage(backends.get("vllm"), "a stand-in", _mine(home), found, files, "safetensors", home / "work")
 
 
-def _vllm_real(home: Path, request: Request) -> Iterator[Stage]:
+def vllm_real(home: Path, request: Request) -> Iterator[Stage]:
     from miyabi_llm.tools import vllm
 
     try:
@@ -141,9 +141,9 @@ def _other(name: str, home: Path, settings: Settings, model: Path | None) -> Sta
 
 STAGES = [
     pytest.param(_llama_cpp, id="llama-cpp, the program"),
-    pytest.param(_embedded, id="embedded, the program"),
+    pytest.param(embedded, id="embedded, the program"),
     pytest.param(_vllm, id="vllm, a stand-in"),
-    pytest.param(_vllm_real, id="vllm, the program", marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
+    pytest.param(vllm_real, id="vllm, the program", marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
     pytest.param(_ollama, id="ollama, a stand-in"),
     pytest.param(_on_path("ollama", "ollama"), id="ollama, the program", marks=pytest.mark.ollama),
     pytest.param(_lm_studio, id="lm-studio, a stand-in"),

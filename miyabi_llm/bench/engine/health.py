@@ -50,6 +50,8 @@ LOOP_LAG_P99 = 0.050
 SEND_LAG_P99 = 0.050
 CPU = 0.95  # of a core, per process
 OFFERED = 0.95  # of what was asked for must have been sent
+# of a stream may be idle between its answers, all in all: with one stream against a fast server it is our own reading
+IDLE = 0.25
 
 
 def invalid(health: ClientHealth) -> tuple[str, ...]:
@@ -64,7 +66,8 @@ def invalid(health: ClientHealth) -> tuple[str, ...]:
         reasons.append(f"the clock was set by {health.clock_step * 1e3:+.0f} ms while we measured")
     if health.send_lag and health.send_lag.p99 > SEND_LAG_P99:
         reasons.append(f"requests left {health.send_lag.p99 * 1e3:.0f} ms late at p99")
-    if health.offered and health.achieved < OFFERED * health.offered:
+    missing = health.offered - health.achieved
+    if missing > max((1 - OFFERED) * health.offered, IDLE if health.send_lag is None else 0.0):
         reasons.append(f"{health.achieved:.1f} of {health.offered:.1f} were achieved")
     if health.cpu > CPU:
         reasons.append(f"the client used {health.cpu:.0%} of a core")
