@@ -46,7 +46,7 @@ def _draw(name: str, spec: Mapping[str, Any], **more: Any) -> Any:
     except ImportError:
         raise Missing(NO_LIBRARY, hint=GET_IT) from None
     try:
-        return getattr(vl_convert, name)(dict(spec), vl_version=VEGA_LITE, **more)
+        return getattr(vl_convert, name)(dict(spec), vl_version=VEGA_LITE, allowed_base_urls=[], **more)
     except ValueError as e:
         raise MiyabiError(f"the picture cannot be drawn: {str(e)[:300]}") from e
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from miyabi_llm import plots
 from miyabi_llm.bench.study import Curve, Level, Study, best_percentile
 
 # Distinct for most colour-blind eyes, and clear of both a white and a near-black page.
@@ -168,18 +169,14 @@ def _beside(rows: Rows, title: str, *, first: bool) -> dict[str, Any]:
 
 def svg(spec: Mapping[str, Any], name: str) -> str:
     """The plot as SVG for a page of several: `name` keeps its inner references its own."""
-    import vl_convert
-
-    text = vl_convert.vegalite_to_svg({**spec, "config": CONFIG}, allowed_base_urls=[])
+    text = plots.svg({**spec, "config": CONFIG})
     text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
     return re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
 
 
 def paper(spec: Mapping[str, Any]) -> str:
     """A plot as an SVG file of its own, dark on white."""
-    import vl_convert
-
-    return str(vl_convert.vegalite_to_svg({"background": "white", **spec}, allowed_base_urls=[])) + "\n"
+    return plots.svg({"background": "white", **spec}) + "\n"
 
 
 def _chart(rows: Rows, mark: Mapping[str, Any], x: Mapping[str, Any], y: Mapping[str, Any]) -> dict[str, Any]:
