@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -14,6 +15,7 @@ from types import TracebackType
 from miyabi_llm.bench import merge
 from miyabi_llm.bench.engine import Engine
 from miyabi_llm.bench.engine.health import invalid
+from miyabi_llm.bench.engine.shards import Shards
 from miyabi_llm.bench.live import Live, Trace
 from miyabi_llm.bench.report import Machine, Report, asked
 from miyabi_llm.bench.report import Questions as Questioned
@@ -41,7 +43,8 @@ class Order:
 
     `warm_up` requests per stream go before the first block of a load. More than `error_limit` of failed requests make
     a load invalid. `goals` are limits of a good answer, by figure. `samples` is a file that gets every sample; with
-    several loads or targets each has a file of its own beside it.
+    several loads or targets each has a file of its own beside it. The measured requests are sent by so many `processes`
+    of ours, started in the environment `env`.
     """
 
     machine: Machine
@@ -55,6 +58,8 @@ class Order:
     samples: Path | None = None
     seed: int = 0
     in_blocks: bool = False
+    processes: int = 1
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def questions(self) -> Questioned:
@@ -76,6 +81,34 @@ class Order:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one process of several asks: made in that process, so it travels whole. `first` counts all processes."""
+
+    order: Order
+    target: Target
+    open_loop: bool
+    salt: str
+    first: int
+
+    def __call__(self, shard: int, shards: int, sink: Sink) -> Source:
+        """Its questions."""
+        o = self.order
+        return Questions(
+            o.workload,
+            (self.target,),
+            seed=o.seed,
+            nonce=o.nonce,
+            prefix_share=o.prefix_share,
+            open_loop=self.open_loop,
+            salt=self.salt,
+            first=self.first,
+            shard=shard,
+            shards=shards,
+            sink=sink,
+        )
+
+
 class Bench:
     """Measures `targets` as `order` says; connections and counters stay open while it is entered."""
 
@@ -83,13 +116,16 @@ class Bench:
         self.targets = tuple(targets)
         self._order, self._on_event = order, on_event
         self._stack = ExitStack()
-        self._running: Engine | None = None
+        self._running: Engine | Shards | None = None
         self._random = random.Random(order.seed)
         self._files: set[Path] = set()
         self.stopped = False
 
     def __enter__(self) -> Bench:
         self._engines = [self._stack.enter_context(Engine((t,))) for t in self.targets]
+        if (count := self._order.processes) > 1:
+            shards = (Shards((t,), count, self._order.env) for t in self.targets)
+            self._shards = [self._stack.enter_context(s) for s in shards]
         return self
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
@@ -168,6 +204,14 @@ class Bench:
         finally:
             self._running = None
 
+    def share(self, index: int, load: Load, share: Share, sink: Sink, on_event: OnEvent) -> Run:
+        """Run one load on one target from several processes."""
+        self._running = self._shards[index]
+        try:
+            return self._shards[index].run(load, share, sink, on_event)
+        finally:
+            self._running = None
+
     def sample_file(self, target: str, label: str) -> Path | None:
         """Where the samples of one target at one load go: the file itself for the first, one beside it for others."""
         path = self._order.samples
@@ -229,6 +273,7 @@ class _Part:
         self._bench, self._label = bench, label
         self._live, self._trace = Live(self.target.name, label), Trace()
         self._meter = Meter(self.target.endpoint)
+        self._salt = secrets.token_hex(8)  # one for all processes and blocks
         self.runs: list[Run] = []
 
     def __enter__(self) -> _Part:
@@ -253,12 +298,19 @@ class _Part:
             for each in sinks:
                 each(sample)
 
+        self._told = told
         self._source = self._bench.order.source(self.target, load, "measure", told)
 
     def measure(self, block: Load) -> None:
         """One block."""
+        bench, order = self._bench, self._bench.order
         with self._meter:
-            self.runs.append(self._bench.drive(self.index, block, self._source, self._progress))
+            if order.processes == 1:
+                self.runs.append(bench.drive(self.index, block, self._source, self._progress))
+                return
+            asked_so_far = sum(r.sent for r in self.runs)
+            share = Share(order, self.target, block.rate is not None, self._salt, asked_so_far)
+            self.runs.append(bench.share(self.index, block, share, self._told, self._progress))
 
     def _progress(self, e: Event) -> None:
         seen = self._live.snapshot(time.perf_counter_ns())

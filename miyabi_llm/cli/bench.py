@@ -50,6 +50,7 @@ PREFIX = typer.Option(0.0, "--prefix-share", metavar="X", min=0, max=0.99, help=
 ARRIVAL = typer.Option("poisson", "--arrival", metavar="KIND", help="Of --rate: poisson or constant.")
 RAMP = typer.Option(0.0, "--ramp", metavar="S", min=0, help="Seconds over which the streams begin.")
 TIMEOUT = typer.Option(300.0, "--timeout", metavar="S", min=0.1, help="Seconds for one answer.")
+PROCESSES = typer.Option(1, "--processes", metavar="N", min=1, max=64, help="Processes of ours that send the requests.")
 MAX_ERRORS = typer.Option(0.05, "--max-errors", metavar="X", min=0, max=1, help="Share of failures that is endured.")
 GOODPUT = typer.Option(None, "--goodput", metavar="LIMITS", help="Count answers within 'ttft<500ms,tpot<50ms'.")
 JSON_FILE = typer.Option(None, "--json-file", metavar="FILE", hidden=True)
@@ -101,6 +102,7 @@ def run(
     arrival: str = ARRIVAL,
     ramp: float = RAMP,
     timeout: float = TIMEOUT,
+    processes: int = PROCESSES,
     max_errors: float = MAX_ERRORS,
     goodput: str | None = GOODPUT,
     json_file: Path | None = JSON_FILE,
@@ -163,6 +165,8 @@ def run(
         samples=samples,
         seed=seed,
         in_blocks=gate.wanted or gate.save is not None,
+        processes=processes,
+        env=settings.env,
     )
     face = bench_run.Face(settings, name, tariff, as_json=json_)
     study = bench_run.measure(aims.Aim(wanted, how), plan, order, face)

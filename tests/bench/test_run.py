@@ -1,6 +1,7 @@
 """Measuring real servers: in turns, with what they took; and what becomes of servers that fail."""
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -61,6 +62,16 @@ def test_a_load_gives_a_report_with_everything_in_it(quick: Target, tmp_path: Pa
     assert used.resources is not None
     assert used.resources.memory_peak > 1 << 20
     assert any(e.kind == "phase" and "warm-up" in e.message for e in seen)
+
+
+def test_several_processes_share_a_load(quick: Target, tmp_path: Path) -> None:
+    order = replace(ORDER, processes=2, env=dict(os.environ), samples=tmp_path / "s.jsonl")
+    with Bench([quick], order) as bench:
+        level = bench.measure(Load(4, requests=40), "c=4")
+    (m,) = level.report.measured
+    assert (m.counts.ok, m.counts.failed, level.report.health.processes) == (40, 0, 2)
+    samples = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
+    assert sorted({s["item"] for s in samples}) == list(range(len(ITEMS)))
 
 
 def test_targets_take_turns_in_one_run(quick: Target) -> None:

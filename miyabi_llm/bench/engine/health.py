@@ -70,5 +70,5 @@ def invalid(health: ClientHealth) -> tuple[str, ...]:
     if missing > max((1 - OFFERED) * health.offered, IDLE if health.send_lag is None else 0.0):
         reasons.append(f"{health.achieved:.1f} of {health.offered:.1f} were achieved")
     if health.cpu > CPU:
-        reasons.append(f"the client used {health.cpu:.0%} of a core")
+        reasons.append(f"the client used {health.cpu:.0%} of a core: give it more with --processes")
     return tuple(reasons)
