@@ -124,7 +124,7 @@ def test_other_backends_and_other_machines() -> None:
     assert ollama.needed.kv == ours.needed.kv
     assert (ours.prompts, ollama.prompts) == (512 * MIB, 8192 * MIB)
     assert "nothing measured" in ollama.notes[0]
-    with pytest.raises(BadUsage, match="vllm serves no GGUF"):
+    with pytest.raises(BadUsage, match="no backend 'vllm' serves GGUF"):
         fit.judge(qwen(), machine(8192 * MIB), 8192, fit.How("vllm"))
     with pytest.raises(BadUsage, match="0 requests"):
         fit.judge(qwen(), machine(8192 * MIB), 8192, fit.How(parallel=0))
