@@ -12,8 +12,9 @@ from miyabi_llm.backends.base import ModelState
 from miyabi_llm.config import Settings
 from miyabi_llm.errors import MiyabiError
 from miyabi_llm.proc import Child
+from miyabi_llm.proc.resident import resident
 from miyabi_llm.serve.alarms import Said, Seen, alarms, read_llama, read_vllm
-from miyabi_llm.serve.measured import MIB, Comparison, buffers, compare, resident
+from miyabi_llm.serve.measured import MIB, Comparison, buffers, compare
 from miyabi_llm.types import Event, Finding, LaunchPlan, OnEvent
 
 LLAMA: Final = ("llama-cpp",)  # whose logs are llama-server's

@@ -6,8 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from miyabi_llm.proc.resident import Resident as Resident
-from miyabi_llm.proc.resident import resident as resident
+from miyabi_llm.proc.resident import Resident
 from miyabi_llm.types import MemoryEstimate
 
 MIB: Final = 1 << 20

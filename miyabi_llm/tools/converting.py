@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from miyabi_llm.config import Settings
 from miyabi_llm.errors import BadUsage, Corrupt, DiskFull, MachineLimit, MiyabiError, NetworkError
 from miyabi_llm.proc import logs
 from miyabi_llm.tools import envs, installed, lock, sdist
+from miyabi_llm.tools.alone import alone
 from miyabi_llm.tools.running import Shell
 from miyabi_llm.types import Event, OnEvent, silent
 
@@ -146,8 +146,7 @@ def get(settings: Settings, on_event: OnEvent = silent) -> Converter:
     """
     pins = lock.load()
     root = settings.cache / "envs"
-    root.mkdir(parents=True, exist_ok=True)
-    with _alone(root, on_event) as held:
+    with alone(root, ".convert.lock", on_event) as held:
         shell = Shell(root / "convert.log", settings.env, on_event, held)
         if not any(p.joinpath(envs.MARKER).is_file() for p in root.glob("convert-*")):
             if settings.offline:
@@ -174,26 +173,6 @@ def _scripts(settings: Settings, pins: lock.Lock, python: Path, shell: Shell) ->
             found = sdist.download(pins.source, python, Path(place), shell)
             sdist.unpack(found, pins.source, own)
     return own
-
-
-@contextmanager
-def _alone(root: Path, on_event: OnEvent) -> Iterator[tuple[int, ...]]:
-    from miyabi_llm.store.fs import Fs
-    from miyabi_llm.store.locks import take
-
-    told: list[bool] = []
-
-    def waiting() -> None:
-        if not told:
-            told.append(True)
-            on_event(Event("phase", "install", "waiting for another installation to end"))
-
-    held = take(Fs(), root / ".convert.lock", exclusive=True, on_wait=waiting)
-    assert held is not None  # without a timeout it waits
-    try:
-        yield (held.fd,)
-    finally:
-        held.release()
 
 
 def explain(name: str, ended: proc.Exit, text: str) -> MiyabiError:

@@ -22,6 +22,7 @@ from miyabi_llm import hardware
 from miyabi_llm.config import Settings
 from miyabi_llm.errors import BackendMissing, MiyabiError
 from miyabi_llm.tools import envs, installed, lock, sdist
+from miyabi_llm.tools.alone import alone
 from miyabi_llm.tools.install import From, GetSource, install_programs
 from miyabi_llm.tools.llama_cpp import SERVER
 from miyabi_llm.tools.program import How, Program, Unusable, run_briefly
@@ -228,20 +229,11 @@ def _finish(made: _Made, kept: installed.Installation, settings: Settings, on_ev
 @contextmanager
 def _alone(settings: Settings, on_event: OnEvent) -> Iterator[None]:
     """Hold the lock of this installation. It is taken before that of llama.cpp's, never after."""
-    from miyabi_llm.store.fs import Fs
-    from miyabi_llm.store.locks import take
-
     root = settings.cache / "envs"
-    root.mkdir(parents=True, exist_ok=True)
-    told = Event("phase", "install", "waiting for another installation to end")
-    held = take(Fs(), root / f".{NAME}.lock", exclusive=True, on_wait=lambda: on_event(told))
-    assert held is not None  # without a timeout it waits
-    try:
+    with alone(root, f".{NAME}.lock", on_event):
         for left in root.glob(f"{NAME}-*/.sdist-*"):
             shutil.rmtree(left, ignore_errors=True)  # of an installation that was killed
         yield
-    finally:
-        held.release()
 
 
 def _program(

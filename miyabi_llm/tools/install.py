@@ -16,6 +16,7 @@ from miyabi_llm import hardware as machine
 from miyabi_llm.config import Settings
 from miyabi_llm.errors import BackendMissing, Corrupt, Missing, MiyabiError, NetworkError, Unsafe
 from miyabi_llm.tools import archive, build, compiler, installed, llama_cpp, lock, releases, sdist, toolchain
+from miyabi_llm.tools.alone import alone
 from miyabi_llm.tools.installed import Installation, Kept
 from miyabi_llm.tools.program import How, Program
 from miyabi_llm.tools.running import Shell
@@ -102,27 +103,12 @@ def _of(kept: Installation, names: Sequence[str]) -> dict[str, Program] | None:
 
 @contextmanager
 def _alone(settings: Settings, on_event: OnEvent) -> Iterator[tuple[int, ...]]:
-    """Hold the one lock of installations; yields its file descriptor, for children to hold it as well."""
-    from miyabi_llm.store.fs import Fs
-    from miyabi_llm.store.locks import take
-
+    """Hold the one lock of installations, and clear away what a killed one left."""
     root = installed.root(settings)
-    root.mkdir(parents=True, exist_ok=True)
-    told: list[bool] = []
-
-    def waiting() -> None:
-        if not told:
-            told.append(True)
-            on_event(Event("phase", "install", "waiting for another installation to end"))
-
-    held = take(Fs(), root / ".lock", exclusive=True, on_wait=waiting)
-    assert held is not None  # without a timeout it waits
-    for left in (*root.glob(".new-*"), *root.glob("*/.sdist-*"), *root.glob("*/.source-*")):
-        shutil.rmtree(left, ignore_errors=True)  # of an installation that was killed
-    try:
-        yield (held.fd,)
-    finally:
-        held.release()
+    with alone(root, ".lock", on_event) as held:
+        for left in (*root.glob(".new-*"), *root.glob("*/.sdist-*"), *root.glob("*/.source-*")):
+            shutil.rmtree(left, ignore_errors=True)
+        yield held
 
 
 def _from_release(

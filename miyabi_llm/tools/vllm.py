@@ -11,7 +11,6 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,6 +18,7 @@ from typing import Literal
 from miyabi_llm.config import Settings
 from miyabi_llm.errors import BackendMissing, NetworkError
 from miyabi_llm.tools import envs
+from miyabi_llm.tools.alone import alone
 from miyabi_llm.tools.program import Program, Unusable, parse_flags, run_briefly
 from miyabi_llm.tools.running import Shell
 from miyabi_llm.types import Event, OnEvent, silent
@@ -77,7 +77,7 @@ def install(settings: Settings, on_event: OnEvent = silent, *, gpu: bool = False
         raise BackendMissing(f"vLLM has no build for {platform.system()}", hint="On Windows, use it inside WSL.")
     if settings.offline:
         raise NetworkError("vLLM is not here, and you are offline by choice", hint=settings.offline_hint)
-    with _alone(settings, on_event) as held:
+    with alone(settings.cache / "envs", ".vllm.lock", on_event) as held:
         if program := _of(settings, flavour):  # another process installed it while we waited
             return program
         shell = Shell(settings.cache / "envs" / "vllm.log", settings.env, on_event, held)
@@ -208,26 +208,3 @@ def _version(site: Path, name: str) -> str:
     for folder in site.glob(f"{stem}-*.dist-info"):
         return folder.name.removesuffix(".dist-info").removeprefix(f"{stem}-")
     return ""
-
-
-@contextmanager
-def _alone(settings: Settings, on_event: OnEvent) -> Iterator[tuple[int, ...]]:
-    """Hold the lock of this installation; yields its file descriptor, for children to hold it as well."""
-    from miyabi_llm.store.fs import Fs
-    from miyabi_llm.store.locks import take
-
-    root = settings.cache / "envs"
-    root.mkdir(parents=True, exist_ok=True)
-    told: list[bool] = []
-
-    def waiting() -> None:
-        if not told:
-            told.append(True)
-            on_event(Event("phase", "install", "waiting for another installation to end"))
-
-    held = take(Fs(), root / ".vllm.lock", exclusive=True, on_wait=waiting)
-    assert held is not None  # without a timeout it waits
-    try:
-        yield (held.fd,)
-    finally:
-        held.release()

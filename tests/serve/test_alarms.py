@@ -13,11 +13,12 @@ from miyabi_llm import backends, calibration, fit, hardware, serve
 from miyabi_llm.config import Settings
 from miyabi_llm.errors import NetworkError
 from miyabi_llm.memory import RUNTIME
+from miyabi_llm.proc.resident import Resident, resident
 from miyabi_llm.pull import pull
 from miyabi_llm.refs import Digest, ModelRef
 from miyabi_llm.serve.alarms import Seen, alarms, read_llama, read_vllm
 from miyabi_llm.serve.check import check_running
-from miyabi_llm.serve.measured import MIB, Buffers, Resident, buffers, compare, resident
+from miyabi_llm.serve.measured import MIB, Buffers, buffers, compare
 from miyabi_llm.store import Store
 from miyabi_llm.types import (
     Artifact,
