@@ -38,6 +38,16 @@ class Stopped(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Slice:
+    """Which of all questions: from `first` on, every `shards`-th; `salt` is one for all parts of a load."""
+
+    salt: str = field(default_factory=lambda: secrets.token_hex(8))
+    first: int = 0
+    shard: int = 0
+    shards: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Order:
     """How to measure, whatever the load.
 
@@ -67,8 +77,9 @@ class Order:
         w = self.workload
         return Questioned(w.name, w.sha256, len(w.items), w.license, self.seed, self.nonce, self.prefix_share)
 
-    def source(self, target: Target, load: Load, phase: Phase, sink: Sink) -> Source:
-        """The questions of one target at one load. Raises BadUsage where they cannot be asked like this."""
+    def source(self, target: Target, load: Load, phase: Phase, sink: Sink, part: Slice | None = None) -> Source:
+        """The questions of one target at one load, all or a `part`. Raises BadUsage where they cannot be asked so."""
+        part = part or Slice()
         return Questions(
             self.workload,
             (target,),
@@ -77,36 +88,27 @@ class Order:
             prefix_share=self.prefix_share,
             phase=phase,
             open_loop=load.rate is not None,
+            salt=part.salt,
+            first=part.first,
+            shard=part.shard,
+            shards=part.shards,
             sink=sink,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one process of several asks: made in that process, so it travels whole. `first` counts all processes."""
+    """What one process of several asks: made in that process, so it travels whole. `part.first` counts all of them."""
 
     order: Order
     target: Target
-    open_loop: bool
-    salt: str
-    first: int
+    load: Load
+    part: Slice
 
     def __call__(self, shard: int, shards: int, sink: Sink) -> Source:
         """Its questions."""
-        o = self.order
-        return Questions(
-            o.workload,
-            (self.target,),
-            seed=o.seed,
-            nonce=o.nonce,
-            prefix_share=o.prefix_share,
-            open_loop=self.open_loop,
-            salt=self.salt,
-            first=self.first,
-            shard=shard,
-            shards=shards,
-            sink=sink,
-        )
+        part = replace(self.part, shard=shard, shards=shards)
+        return self.order.source(self.target, self.load, "measure", sink, part)
 
 
 class Bench:
@@ -273,7 +275,7 @@ class _Part:
         self._bench, self._label = bench, label
         self._live, self._trace = Live(self.target.name, label), Trace()
         self._meter = Meter(self.target.endpoint)
-        self._salt = secrets.token_hex(8)  # one for all processes and blocks
+        self._whole = Slice()  # its salt is one for all processes and blocks
         self.runs: list[Run] = []
 
     def __enter__(self) -> _Part:
@@ -308,8 +310,8 @@ class _Part:
             if order.processes == 1:
                 self.runs.append(bench.drive(self.index, block, self._source, self._progress))
                 return
-            asked_so_far = sum(r.sent for r in self.runs)
-            share = Share(order, self.target, block.rate is not None, self._salt, asked_so_far)
+            part = replace(self._whole, first=sum(r.sent for r in self.runs))
+            share = Share(order, self.target, block, part)
             self.runs.append(bench.share(self.index, block, share, self._told, self._progress))
 
     def _progress(self, e: Event) -> None:

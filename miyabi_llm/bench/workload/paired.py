@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from miyabi_llm.bench.speech import read
 from miyabi_llm.bench.values import Call, Raw, Sample, Target
 from miyabi_llm.bench.workload.load import Workload
-from miyabi_llm.bench.workload.prompts import Maker, common, nonce
-from miyabi_llm.bench.workload.questions import Options, Orders, check, same_before
+from miyabi_llm.bench.workload.prompts import Maker, nonce
+from miyabi_llm.bench.workload.questions import Options, Orders, same_before
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +53,7 @@ class Paired(Options):
     _parts: dict[int, dict[int, Sample]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        check(self.workload, self.targets, self.prefix_share)
-        prefixes: tuple[str, ...] = ()
-        if self.prefix_share:
-            number = nonce("prefix", self.seed, self.salt, self.phase)
-            prefixes = common(self.workload.items, self.prefix_share, number)
-        self._maker = Maker(self.workload.items, self.targets, prefixes)
+        self._maker = self.maker(self.workload, self.targets)
         self._orders = Orders(len(self.workload.items), self.order, self.seed)
         self._same = same_before(self.targets)
         self._random = random.Random(f"{self.seed}:{self.shard}:order:{self.first}")

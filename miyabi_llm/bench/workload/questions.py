@@ -53,6 +53,15 @@ class Options:
     salt: str = field(default_factory=lambda: secrets.token_hex(8))
     sink: Sink = forget
 
+    def maker(self, workload: Workload, targets: Sequence[Target]) -> Maker:
+        """What writes the requests. Raises BadUsage where the workload cannot be asked like this."""
+        check(workload, targets, self.prefix_share)
+        prefixes: tuple[str, ...] = ()
+        if self.prefix_share:
+            number = nonce("prefix", self.seed, self.salt, self.phase)
+            prefixes = common(workload.items, self.prefix_share, number)
+        return Maker(workload.items, targets, prefixes)
+
 
 @dataclass(slots=True)
 class Questions(Options):
@@ -81,12 +90,7 @@ class Questions(Options):
     _open: dict[int, _Talk] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        check(self.workload, self.targets, self.prefix_share)
-        prefixes: tuple[str, ...] = ()
-        if self.prefix_share:
-            number = nonce("prefix", self.seed, self.salt, self.phase)
-            prefixes = common(self.workload.items, self.prefix_share, number)
-        self._maker = Maker(self.workload.items, self.targets, prefixes)
+        self._maker = self.maker(self.workload, self.targets)
         self._orders = Orders(len(self.workload.items), self.order, self.seed)
         self._ordered = any(item.more for item in self.workload.items)
         self._same = same_before(self.targets)
