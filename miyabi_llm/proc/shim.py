@@ -170,6 +170,7 @@ class Shim:
         left = self._descendants()
         now = time.monotonic()
         if not left or now > self.deadline + GIVE_UP:
+            self._reap()  # one that ended since the line above is no longer listed, and its code is not told yet
             return True
         for pid in left:
             if now >= self.deadline:
