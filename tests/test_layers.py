@@ -47,6 +47,7 @@ RANKS: dict[str, int] = {
     "miyabi_llm.bench": 2,
     "miyabi_llm.connect": 2,
     "miyabi_llm.generate": 2,
+    "miyabi_llm.finetune": 2,
     "miyabi_llm.cli": 3,
     "miyabi_llm.__main__": 3,
 }
