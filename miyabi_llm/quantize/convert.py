@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,15 +15,14 @@ from miyabi_llm import catalog, gguf, hardware
 from miyabi_llm.client import Client, llama
 from miyabi_llm.config import Settings
 from miyabi_llm.errors import BadUsage, Corrupt, DiskFull, GateFailed, ModelMissing
-from miyabi_llm.quantize import gates
+from miyabi_llm.quantize import gates, quarantine
 from miyabi_llm.quantize.card import said
 from miyabi_llm.quantize.gates import Answer
 from miyabi_llm.quantize.original import Folder, lay_out
 from miyabi_llm.quantize.work import Work, working
 from miyabi_llm.refs import Digest, ModelRef
-from miyabi_llm.store import Fs, Store
+from miyabi_llm.store import Store
 from miyabi_llm.store.adopt import hash_file
-from miyabi_llm.store.fs import explained, write_atomic
 from miyabi_llm.tools.converting import Converter, Look
 from miyabi_llm.tools.program import Program
 from miyabi_llm.types import Adapter, Artifact, Endpoint, Event, Finding, OnEvent, StoredFile, plain, silent
@@ -126,11 +124,8 @@ def pass_or_quarantine(target: Path, ref: ModelRef, findings: Sequence[Finding],
     wrong = gates.failed(findings)
     if not wrong:
         return
-    place = kit.store.blobs.quarantine(target)
-    report = place.with_name(f"{place.name}.json")
-    with explained(report):
-        body = {"model": str(ref), "file": place.name, "gates": plain(list(findings))}
-        write_atomic(Fs(), report, json.dumps(body, ensure_ascii=False, indent=1).encode())
+    body = {"model": str(ref), "gates": plain(list(findings))}
+    place, report = quarantine.keep(kit.store, target, body)
     more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
     raise GateFailed(
         f"{ref} is not the original model: {wrong[0].name}: {wrong[0].message}{more}",

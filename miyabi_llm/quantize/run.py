@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from miyabi_llm import gguf, hardware
@@ -13,12 +13,12 @@ from miyabi_llm.config import Settings
 from miyabi_llm.errors import BadUsage, Corrupt, DiskFull, GateFailed, InvalidMeasurement, MachineLimit, MiyabiError
 from miyabi_llm.gguf import Header
 from miyabi_llm.quantize import card as cards
-from miyabi_llm.quantize import choose, evaluation, imatrix, measure, passing, provenance, quality, sizes
+from miyabi_llm.quantize import choose, evaluation, imatrix, measure, passing, provenance, quality, quarantine, sizes
 from miyabi_llm.quantize.evaluation import Evaluation
 from miyabi_llm.quantize.imatrix import Matrix
 from miyabi_llm.quantize.measure import Base, Meter
 from miyabi_llm.quantize.source import Source
-from miyabi_llm.quantize.values import Made, Measured, Order, Plan, Planned
+from miyabi_llm.quantize.values import Limits, Made, Measured, Order, Plan, Planned
 from miyabi_llm.quantize.work import Work, working
 from miyabi_llm.refs import Digest
 from miyabi_llm.store import Store
@@ -69,7 +69,8 @@ def quantize(source: Source, order: Order, shop: Shop, on_event: OnEvent = silen
     """Quantize, measure, choose and publish.
 
     Raises BadUsage, InvalidMeasurement (a source that was quantized before), MachineLimit (nothing fits), DiskFull,
-    GateFailed (nothing within `max_kld`), Corrupt. Nothing is published then, and no file stays behind.
+    GateFailed (nothing within the limits: the best file lies in quarantine then, with a report), Corrupt. Nothing is
+    published then, and no other file stays behind.
     """
     ref = cards.name(source, order, shop.store, shop.settings) if order.name else None
     with _at_work(source, shop) as (work, tools):
@@ -91,8 +92,8 @@ def quantize(source: Source, order: Order, shop: Shop, on_event: OnEvent = silen
         meter = Meter(tools, order.window, shop.settings.cache, cards.against(plan), limits, on_event)
         base, text = _record(source, meter, text, _base_key(before, text, order, tools))
         pick, tried = _try_all(source, plan, meter, base, work)
-        if pick is None:
-            raise _failed(tried)
+        if pick.measured.passed is False:
+            raise _failed(source, pick, tried, limits, shop.store)
         measured = choose.mark_front(tried)
         memory = _resident(pick, plan, shop, work, on_event)
         if source.digests() != before:
@@ -240,20 +241,29 @@ def _base_key(source: Mapping[str, Digest], text: Evaluation, order: Order, tool
     )
 
 
-def _try_all(source: Source, plan: Plan, meter: Meter, base: Base, work: Work) -> tuple[_File | None, list[Measured]]:
-    """Make and measure the planned types in order. The pick is the first that passes; other files are removed."""
+def _try_all(source: Source, plan: Plan, meter: Meter, base: Base, work: Work) -> tuple[_File, list[Measured]]:
+    """Make and measure the planned types in order. The pick is the first that passes; without any, the one that fails
+    by the least. The other files are removed."""
     pick: _File | None = None
     measured: list[Measured] = []
     for kind in plan.order:
         made = _make(source, next(p for p in plan.types if p.type == kind), meter, base, work)
         measured.append(made.measured)
-        if pick is None and made.measured.passed is not False:
-            pick = made
-        else:
-            made.path.unlink(missing_ok=True)
-        if pick is not None and plan.budget is not None:
+        kept, other = (made, pick) if pick is None or _better(made.measured, pick.measured) else (pick, made)
+        if other is not None:
+            other.path.unlink(missing_ok=True)
+        pick = kept
+        if pick.measured.passed is not False and plan.budget is not None:
             break
+    assert pick is not None  # `check` has seen to an order that is not empty
     return pick, measured
+
+
+def _better(new: Measured, old: Measured) -> bool:
+    """Whether `new` takes the place of `old`, which came first. Pure."""
+    if old.passed is not False:
+        return False
+    return new.passed is not False or new.quality.high < old.quality.high
 
 
 def _make(source: Source, planned: Planned, meter: Meter, base: Base, work: Work) -> _File:
@@ -292,13 +302,20 @@ def verify_header(source: Source, planned: Planned, target: Path) -> Header:
     return made
 
 
-def _failed(measured: list[Measured]) -> GateFailed:
-    best = min(measured, key=lambda m: m.quality.high)
+def _failed(source: Source, best: _File, measured: list[Measured], limits: Limits, store: Store) -> GateFailed:
+    """The error of a gate that nothing passed; the file that failed by the least goes to quarantine with a report."""
+    kind, rows = best.planned.type, [
+        {"type": m.type, "size": m.size, "kld": m.quality.kld, "high": m.quality.high, "why": list(m.why)}
+        for m in measured
+    ]  # fmt: skip
+    report = {
+        "model": cards.said(source.ref), "type": kind, "sha256": best.sha256, "limits": asdict(limits),
+        "why": list(best.measured.why), "measured": rows,
+    }  # fmt: skip
+    place, beside = quarantine.keep(store, best.path, report)
     return GateFailed(
-        f"{best.type}: {'; '.join(best.why)}",
-        hint="Nothing was published. Take a larger type or budget, or a larger --max-kld.",
-        measured=[
-            {"type": m.type, "size": m.size, "kld": m.quality.kld, "high": m.quality.high, "why": list(m.why)}
-            for m in measured
-        ],
-    )
+        f"{kind}: {'; '.join(best.measured.why)}",
+        hint="Nothing was published. Take a larger type or budget, or a larger --max-kld. "
+        f"The file and a report lie in {beside}.",
+        measured=rows, quarantine=str(place), report=str(beside),
+    )  # fmt: skip

@@ -9,7 +9,6 @@ import importlib.util
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import zipfile
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from miyabi_llm.config import Settings
 from miyabi_llm.errors import Corrupt, DiskFull, Missing, MiyabiError, ModelMissing, NetworkError
+from miyabi_llm.proc import group
 from miyabi_llm.refs import ModelRef
 from miyabi_llm.types import Event, Format, Listing, OnEvent, RemoteFile
 
@@ -217,10 +217,7 @@ def _run_pip(requirements: Sequence[str], folder: Path, env: Mapping[str, str], 
 def _end(child: subprocess.Popen[bytes]) -> None:
     """Kill the child's whole group if it still runs (Ctrl-C, an error in a listener), and reap it."""
     if child.poll() is None:
-        if os.name == "posix":
-            os.killpg(child.pid, signal.SIGKILL)
-        else:
-            child.kill()
+        group.kill(child)
         child.wait()
     if child.stdin:
         child.stdin.close()

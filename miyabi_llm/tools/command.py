@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 
+from miyabi_llm.proc import group
 from miyabi_llm.tools.program import Ran
 
 SAID = 64 << 10  # bytes of its output that are kept, the last ones
@@ -39,18 +38,10 @@ def complete(argv: Sequence[str], *, timeout: float, env: Mapping[str, str] | No
             pass
         finally:
             if code is None:
-                _kill(child)
+                group.kill(child)
+                child.wait()
         out.seek(max(0, os.fstat(out.fileno()).st_size - SAID))
         text = out.read().decode("utf-8", "replace")
     if code is None:
         return Ran(None, text, f"did not end within {timeout:g} s")
     return Ran(code, text, f"died of signal {-code}" if code < 0 else None)
-
-
-def _kill(child: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        if os.name == "posix":
-            os.killpg(child.pid, signal.SIGKILL)
-        else:
-            child.kill()
-    child.wait()

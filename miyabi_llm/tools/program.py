@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import signal
 import subprocess
 import threading
 import time
@@ -13,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from miyabi_llm.proc import group
 
 How = Literal["path", "release", "build", "environment"]
 
@@ -94,7 +94,7 @@ def run_briefly(
     except subprocess.TimeoutExpired:
         code = None
         trouble = f"did not end within {timeout:g} s" if reader.is_alive() else f"did not end after {limit} bytes"
-    _kill_group(child)
+    group.kill(child)
     child.wait()
     reader.join(0.5)  # a grandchild that left the group may hold the pipe; the thread is a daemon and bounded
     text = b"".join(chunks)[:limit].decode("utf-8", "replace")
@@ -111,14 +111,6 @@ def _read(fd: int, limit: int, chunks: list[bytes]) -> None:
             left -= len(data)
     finally:
         os.close(fd)
-
-
-def _kill_group(child: subprocess.Popen[bytes]) -> None:
-    if os.name == "posix":
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # all of them have ended
-            os.killpg(child.pid, signal.SIGKILL)
-    elif child.poll() is None:
-        child.kill()
 
 
 def _cannot_start(e: OSError | ValueError) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import time
 from collections import deque
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from miyabi_llm.proc import group
 from miyabi_llm.types import Event, OnEvent, silent
 
 TAIL = 25  # last lines kept for an error message
@@ -80,20 +80,10 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     """Leave no compiler behind, whatever happened to us."""
     if child.stdout is not None:
         child.stdout.close()
-    if os.name != "posix":
-        if child.poll() is None:
-            child.kill()
-        child.wait()
-        return
     if child.poll() is None:
-        _signal(child.pid, signal.SIGTERM)
+        group.terminate(child)
         deadline = time.monotonic() + GRACE
         while child.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
-    _signal(child.pid, signal.SIGKILL)  # the group may outlive its leader
+    group.kill(child)  # the group may outlive its leader
     child.wait()
-
-
-def _signal(group: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, number)

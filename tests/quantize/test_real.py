@@ -24,6 +24,7 @@ from miyabi_llm.quantize import Order, Source, open_source
 from miyabi_llm.quantize.run import Shop
 from miyabi_llm.refs import ModelRef
 from miyabi_llm.store import Store
+from miyabi_llm.store.adopt import hash_file
 from miyabi_llm.tools.program import Program
 from miyabi_llm.tools.quantizing import Window
 from miyabi_llm.types import Artifact, Event
@@ -119,10 +120,27 @@ def test_a_gate_that_fails_publishes_nothing(source: Source, shop: Shop) -> None
     assert "Q2_K: " in e.value.message
     assert shop.store.list() == []
     assert list(shop.store.layout.blobs.iterdir()) == []
+    kept, beside = Path(e.value.details["quarantine"]), Path(e.value.details["report"])
+    assert {kept, beside} == set(shop.store.layout.quarantine.iterdir())
+    assert e.value.hint is not None
+    assert str(beside) in e.value.hint
+    report = json.loads(beside.read_text("utf-8"))
+    assert (report["file"], report["model"], report["type"]) == (kept.name, "file:tiny.gguf", "Q2_K")
+    assert hash_file(kept) == report["sha256"]
+    assert (report["limits"]["kld"], report["why"]) == (0.05, list(report["measured"][0]["why"]))
     made = quantize.quantize(source, replace(TWO, types=("Q2_K", "Q8_0"), max_kld=0.05), shop)
     assert made.chosen.type == "Q8_0"
+    assert len(list(shop.store.layout.quarantine.iterdir())) == 2  # another file passed: nothing more is kept
     gate = made.artifact.card["gate"]
     assert (gate["kld"], gate["passed"]) == (0.05, True)
+
+
+def test_of_two_that_fail_the_better_one_is_kept(source: Source, shop: Shop) -> None:
+    order = replace(TWO, types=("Q3_K_M", "Q2_K"), max_kld=1e-9)
+    with pytest.raises(GateFailed, match="Q3_K_M: ") as e:
+        quantize.quantize(source, order, shop)
+    assert [m["type"] for m in e.value.details["measured"]] == ["Q3_K_M", "Q2_K"]
+    assert sorted(p.suffix == ".json" for p in shop.store.layout.quarantine.iterdir()) == [False, True]
 
 
 def test_a_dequantized_source_is_found_out(
