@@ -53,7 +53,8 @@ def quantize(
     embedding: str | None = typer.Option(None, "--token-embedding-type", metavar="TYPE", help="For the embeddings."),
     pure: bool = typer.Option(False, "--pure", help="One type for all matrices."),
     keep_split: bool = typer.Option(False, "--keep-split", help="As many files as the source has."),
-    plan: bool = typer.Option(False, "--plan", help="Print the sizes and the memory, then stop."),
+    pull: bool = typer.Option(False, "--pull", help="Pull the model first when it is not here."),
+    plan: bool = typer.Option(False, "--plan", help="Print sizes and memory, then stop. Needs only a header."),
     json_: bool = typer.Option(False, "--json", help="Print one JSON document."),
 ) -> None:
     """Quantize a model, measure the loss, and keep the best that fits."""
@@ -78,7 +79,6 @@ def quantize(
         passing=Passing(pure, tuple(tensor_type), output_type, embedding, keep_split),
     )  # fmt: skip
     with progress.shown(as_json=json_) as on_event:
-        source = sources.open_source(ref, store, settings, on_event, lora)
         more = (*((quantizing.IMATRIX,) if imatrix else ()), *((quantizing.SPLIT,) if keep_split else ()))
         programs = install.install_programs((*quantizing.PROGRAMS, llama_cpp.SERVER, *more), settings, on_event)
         flags = hardware.cpu_flags()
@@ -86,8 +86,11 @@ def quantize(
             flags = frozenset(f for f in flags if not f.startswith("amx"))
         shop = Shop(store, settings, programs, flags, threads)
         if plan:
-            show.emit(verb.plan(source, order, shop, on_event), as_json=json_, render=views.plan)
+            with sources.to_plan(ref, store, settings, on_event, lora, pull=pull) as source:
+                found = verb.plan(source, order, shop, on_event)
+            show.emit(found, as_json=json_, render=views.plan)
             return
+        source = sources.open_source(ref, store, settings, on_event, lora, pull=pull)
         made = outputs.deliver(verb.quantize(source, order, shop, on_event), wanted, shop, on_event)
     show.emit(made, as_json=json_, render=views.made)
 

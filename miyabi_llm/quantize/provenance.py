@@ -23,12 +23,17 @@ _WIDTH = {"F32": 4, "F16": 2, "BF16": 2}
 
 
 def judge(header: Header, parts: Sequence[tuple[Header, Path]]) -> Provenance:
-    """What the weights are, by their types and by some of their values; `parts` are the files. Raises OSError."""
+    """What the weights are, by their types and some of their values; `parts` are the files. Raises OSError.
+
+    Without any only the types tell: unknown where those are 16 or 32 bits wide.
+    """
     rounded = {kind: n for kind, (n, _) in header.histogram.items() if kind not in FULL and not kind.startswith("I")}
     rounded |= {kind: n for kind, (n, _) in header.histogram.items() if kind.startswith("IQ")}
     if rounded:
         told = ", ".join(f"{n} {kind}" for kind, n in rounded.items())
         return Provenance("quantized", f"{sum(rounded.values())} of {len(header.tensors)} tensors are stored as {told}")
+    if not parts:
+        return Provenance("unknown", "its weights are not here: whether they were rounded before was not seen")
     few, grid, looked = list[TensorInfo](), list[TensorInfo](), 0
     for one, path in parts:
         with path.open("rb") as f:

@@ -13,7 +13,7 @@ from miyabi_llm.tools.quantize_output import Bench
 from miyabi_llm.tools.quantizing import Window
 from miyabi_llm.types import Artifact, MemoryEstimate
 
-Kind = Literal["full", "quantized", "dequantized"]
+Kind = Literal["full", "quantized", "dequantized", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """What the source's numbers are. `evidence` says how that is known."""
+    """What the source's numbers are; unknown where the weights are not here. `evidence` says how that is known."""
 
     kind: Kind
     evidence: str
