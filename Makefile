@@ -33,6 +33,7 @@ quickstart: $(VENV)/.base ## from a fresh clone to a reviewed diff by a local mo
 test: $(VENV)/.test ## the tests that CI runs
 	@$(BIN)/miyabi-llm backend install llama-cpp --tools
 	@$(BIN)/miyabi-llm backend install embedded
+	@$(BIN)/miyabi-llm finetune install
 	$(BIN)/python -m pytest $(ARGS)
 
 check: $(VENV)/.check ## types, lint and format

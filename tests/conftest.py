@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from miyabi_llm import config
-from miyabi_llm.errors import BackendMissing, NetworkError
+from miyabi_llm.errors import BackendMissing, Missing, NetworkError
 from miyabi_llm.refs import ModelRef
 
 if TYPE_CHECKING:
+    from miyabi_llm.config import Settings
+    from miyabi_llm.engines.base import Engine
     from miyabi_llm.store import Store
     from miyabi_llm.types import Artifact
 
@@ -81,3 +84,64 @@ def real_artifact(real_store: Store) -> Artifact:
 def real_model(real_store: Store, real_artifact: Artifact) -> Path:
     """The small real model's GGUF file."""
     return next(iter(real_store.files(real_artifact).values()))
+
+
+@pytest.fixture(scope="session")
+def engine() -> Engine:
+    """The engine `trl` with its environment, made by the product's own installer; it stays in the user's cache."""
+    from miyabi_llm.engines.trl import Trl
+
+    made = Trl()
+    try:
+        made.install(USER)
+    except (Missing, NetworkError) as e:
+        if CI:
+            raise
+        pytest.skip(f"no environment to train in: {e.message}. `miyabi-llm finetune install` makes it")
+    return made
+
+
+@pytest.fixture(scope="session")
+def small_threads() -> Settings:
+    """Settings under which a child computes with one thread: for a tiny model several only wait for each other."""
+    return dataclasses.replace(USER, env={**USER.env, "OMP_NUM_THREADS": "1"})
+
+
+@pytest.fixture(scope="session")
+def qwen(real_store: Store) -> Artifact:
+    """Qwen2.5-Coder 1.5B, 1.1 GB: the user's own copy where there is one, else pulled once for the tests."""
+    from miyabi_llm.errors import ModelMissing
+    from miyabi_llm.pull import pull
+    from miyabi_llm.store import Store
+
+    ref = ModelRef.parse("qwen2.5-coder:1.5b")
+    try:
+        return Store(USER.store).find(ref)
+    except ModelMissing:
+        pass
+    try:
+        return pull(ref, real_store, USER)
+    except NetworkError as e:
+        if CI:
+            raise
+        pytest.skip(f"the real model cannot be pulled: {e.message}")
+
+
+@pytest.fixture(scope="session")
+def qwen_gguf(qwen: Artifact, real_store: Store) -> Path:
+    """Its GGUF file."""
+    from miyabi_llm.store import Store
+
+    for store in (Store(USER.store), real_store):
+        path = next(iter(store.files(qwen).values()))
+        if path.is_file():
+            return path
+    raise AssertionError("found, and not there")
+
+
+@pytest.fixture(scope="session")
+def tiny_base(engine: Engine, small_threads: Settings, qwen: Artifact, qwen_gguf: Path) -> Path:
+    """The HF folder of a tiny Qwen2: random weights from a seed, the real tokenizer; read it, never write to it."""
+    from miyabi_llm.engines.tiny import Tiny, make
+
+    return make(qwen_gguf, qwen.files[0].sha256, Tiny(), engine, small_threads)

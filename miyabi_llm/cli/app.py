@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("bench", "Measure servers under load: numbers one can trust, and a gate for CI."),
     "fit": ("fit", "Say whether a model fits this machine, and how."),
     "quantize": ("quantize", "Quantize a model, measure the loss, and keep the best that fits."),
+    "finetune": ("finetune", "Train a model from a recipe, and prove what came out."),
     "convert": ("convert", "Make a copy of a GGUF model in safetensors, for vLLM and for training."),
     "backend": ("backend", "Install and list the programs that run models."),
     "doctor": ("doctor", "Judge this machine and say what to type."),
