@@ -20,7 +20,9 @@ RANKS: dict[str, int] = {
     "miyabi_llm.shards": 0,
     "miyabi_llm.safetensors": 0,
     "miyabi_llm.paged": 0,
+    "miyabi_llm.detect": 0,
     "miyabi_llm.config": 1,
+    "miyabi_llm.documents": 1,
     "miyabi_llm.catalog": 1,
     "miyabi_llm.proc": 1,
     "miyabi_llm.plots": 1,
@@ -50,6 +52,7 @@ RANKS: dict[str, int] = {
     "miyabi_llm.connect": 2,
     "miyabi_llm.generate": 2,
     "miyabi_llm.finetune": 2,
+    "miyabi_llm.route": 2,
     "miyabi_llm.cli": 3,
     "miyabi_llm.__main__": 3,
 }

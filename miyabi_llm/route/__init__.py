@@ -1,0 +1,1 @@
+"""Routing: which model answers a request, and what may never leave this machine. Claude first, local always."""

@@ -1,0 +1,58 @@
+"""How private a request is: the maximum of everything known about it. Only positive evidence makes it PUBLIC."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+from miyabi_llm.route.values import Facts, Policy, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A verdict with its reasons, the strongest first; each names the verdict it asks for."""
+
+    verdict: Verdict
+    reasons: tuple[tuple[Verdict, str], ...]
+
+
+def judge(policy: Policy, facts: Facts) -> Judged:
+    """The verdict of a request. Pure; the maximum wins, so nothing a client says can make it less private."""
+    reasons = sorted(_reasons(policy, facts), key=lambda r: -r[0])
+    return Judged(max((v for v, _ in reasons), default=Verdict.CONFIDENTIAL), tuple(reasons))
+
+
+def _reasons(policy: Policy, facts: Facts) -> Iterator[tuple[Verdict, str]]:
+    if policy.error:
+        yield Verdict.CONFIDENTIAL, f"no policy to trust: {policy.error}"
+    yield policy.privacy.default_verdict, f"the policy's default is {policy.privacy.default_verdict.name.lower()}"
+    if facts.findings:
+        kinds = ", ".join(sorted({f.kind for f in facts.findings}))
+        yield Verdict.CONFIDENTIAL, f"found: {kinds}"
+    if not facts.complete:
+        yield Verdict.CONFIDENTIAL, f"not looked through: {', '.join(facts.unseen[:4]) or 'the whole'}"
+    if facts.asked:
+        yield facts.asked, f"the client asked for {facts.asked.name.lower()}"
+    if facts.taint:
+        yield facts.taint, f"the session is {facts.taint.name.lower()} since an earlier turn"
+    for project in policy.privacy.projects:
+        if project.verdict and glob(project.match, facts.project):
+            yield project.verdict, f"project {project.match}"
+    for pattern in policy.privacy.deny_globs:
+        if any(glob(pattern, name) or glob(pattern, name.rsplit("/", 1)[-1]) for name in facts.files):
+            yield Verdict.CONFIDENTIAL, f"a path matches {pattern}"
+
+
+def glob(pattern: str, text: str) -> bool:
+    """Whether `text` is what `pattern` means, case aside: `*` any, `?` one, a leading `**/` any folder or none."""
+    return _compiled(pattern).fullmatch(text) is not None
+
+
+@lru_cache(maxsize=1024)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    anywhere = pattern.startswith("**/")
+    stars = re.sub(r"\*+", "*", pattern.removeprefix("**/"))
+    body = "".join(".*" if c == "*" else "." if c == "?" else re.escape(c) for c in stars)
+    return re.compile(f"(?:.*/)?{body}" if anywhere else body, re.IGNORECASE | re.DOTALL)
