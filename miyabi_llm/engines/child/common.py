@@ -95,24 +95,28 @@ def tokenizer(folder: str | Path) -> Any:
     return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
 
 
-def model(folder: str | Path, precision: str = "fp32", *, nf4: bool = False) -> Any:
-    """The model of an HF folder in `precision`, on the best device; with `nf4` its linear layers in 4 bits."""
-    import torch
+def model(
+    folder: str | Path, precision: str = "fp32", *, nf4: bool = False, compute: str = "", spread: bool = False
+) -> Any:
+    """The model of an HF folder in `precision`; with `nf4` its linear layers in 4 bits, which compute in `compute`.
+
+    It is put on the best device; with `spread` it is left to accelerate, which shares it among processes.
+    """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    kind = dtype(precision)
     more: dict[str, Any] = {}
     if nf4:
         more["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+            bnb_4bit_compute_dtype=dtype(compute or precision),
             bnb_4bit_use_double_quant=True,
         )
     where = device()
-    more["device_map"] = {"": f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if where == "cuda" else where}
+    if nf4 or not spread:
+        more["device_map"] = {"": f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if where == "cuda" else where}
     return AutoModelForCausalLM.from_pretrained(
-        str(folder), dtype=kind, trust_remote_code=False, use_safetensors=True, **more
+        str(folder), dtype=dtype(precision), trust_remote_code=False, use_safetensors=True, **more
     )
 
 

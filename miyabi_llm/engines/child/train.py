@@ -1,0 +1,115 @@
+"""The job `train`: from normalized rows to an adapter, with checkpoints that survive anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def run(order: dict[str, Any], say: Any) -> dict[str, Any]:
+    """Train as `order` says and publish the adapter (or, trained in full, the model) at `order["adapter"]`.
+
+    The order: base (HF folder), rows and eval_rows (files of the data stage), max_length, precision (fp32, bf16),
+    lora and train (those sections of the recipe), checkpoints and adapter (folders), resume (a checkpoint), identity
+    (what a checkpoint must have been made of), name, extra (a folder of more packages). Raises common.Failed.
+    """
+    if order.get("extra"):
+        sys.path.append(order["extra"])
+    import transformers
+
+    from miyabi_llm.engines.child import common, proof, watch
+
+    say("phase", "load", Path(order["base"]).name)
+    root = Path(order["checkpoints"])
+    staging = root / ".staging"
+    if common.main_process():
+        shutil.rmtree(staging, ignore_errors=True)
+        root.mkdir(parents=True, exist_ok=True)
+    train = order["train"]
+    transformers.set_seed(train["seed"])
+    patience = train["early_stopping"]
+    seen = watch.Watch(
+        say,
+        root,
+        train["keep_checkpoints"],
+        order["identity"],
+        (patience["patience"], patience["min_delta"]) if patience else None,
+    )
+    trainer = build(order, str(staging), [seen])
+    facts = proof.examine(trainer, order["max_length"]) if train["method"] == "sft" else {}
+    result = trainer.train(resume_from_checkpoint=order.get("resume"))
+    figures = seen.figures
+    say("phase", "save", "adapter")
+    files = save(trainer, order, staging)
+    return {
+        "steps": int(trainer.state.global_step),
+        "loss": float(result.training_loss),
+        "curve": seen.curve,
+        "evals": [row for row in trainer.state.log_history if "eval_loss" in row],
+        "files": files,
+        "kind": "model" if order["lora"]["method"] == "full" else "adapter",
+        "trained": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "memory": max(seen.peak, watch.memory()),
+        "rows": facts,
+        **figures,
+    }
+
+
+def build(order: dict[str, Any], output: str, callbacks: list[Any]) -> Any:
+    """The trainer of the order's method, ready to train."""
+    from miyabi_llm.engines.child import common, settings
+
+    method = order["train"]["method"]
+    _, trainer = settings.classes(method)
+    args = settings.arguments(order, output)
+    tokenizer = common.tokenizer(order["base"])
+    held_out = settings.rows(order["eval_rows"], method) if args.eval_strategy != "no" else None
+    if order.get("engine") == "unsloth":
+        from miyabi_llm.engines.child import unsloth_model
+
+        model, config = unsloth_model.load(order), None
+    else:
+        model, config = settings.base(order), settings.adapter(order)
+    return trainer(
+        model=model,
+        args=args,
+        train_dataset=settings.rows(order["rows"], method),
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+        peft_config=config,
+        callbacks=callbacks,
+    )
+
+
+def save(trainer: Any, order: dict[str, Any], staging: Path) -> dict[str, str]:
+    """Publish what was trained; the hash of each file. All processes must come here: the weights may be shared out."""
+    from miyabi_llm.engines import checkpoints
+    from miyabi_llm.engines.child import common, watch
+
+    made = staging / "made"
+    trainer.save_model(str(made))
+    trainer.accelerator.wait_for_everyone()
+    if not common.main_process():
+        return {}
+    watch.clean(made)
+    _nameless(made / "adapter_config.json", order["name"])
+    target = Path(order["adapter"])
+    files = checkpoints.publish(made, target, identity=order["identity"], steps=trainer.state.global_step)
+    shutil.rmtree(staging, ignore_errors=True)
+    return files
+
+
+def _nameless(path: Path, name: str) -> None:
+    """Write the base's name, not its path on this machine, so that the same training gives the same bytes."""
+    if not path.is_file():
+        return
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = name
+    with path.open("w", encoding="utf-8") as f:
+        json.dump(config, f, indent=2, sort_keys=True)
+        f.flush()
+        os.fsync(f.fileno())
