@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MANIFEST = "manifest.json"
-STAGING = ".staging"  # what is being written; never read
 _STEP = re.compile(r"step-(\d+)")
 
 
@@ -118,8 +117,7 @@ def newest(root: Path) -> tuple[Path | None, tuple[Skipped, ...]]:
 
 
 def prune(root: Path, keep: int) -> None:
-    """Remove all but the `keep` newest, and what was never finished."""
-    shutil.rmtree(root / STAGING, ignore_errors=True)
+    """Remove all but the `keep` newest, and what an earlier removal left."""
     for _, folder in steps(root)[keep:]:
         gone = folder.with_name(f".{folder.name}.gone")
         folder.rename(gone)  # first out of the way: a half-removed one must not look like a checkpoint

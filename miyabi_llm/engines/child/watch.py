@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -81,10 +80,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             checkpoints.publish(
                 staged, self._root / f"step-{state.global_step}", step=state.global_step, identity=self._identity
             )
-            for _, old in checkpoints.steps(self._root)[self._keep :]:
-                gone = old.with_name(f".{old.name}.gone")
-                old.rename(gone)
-                shutil.rmtree(gone, ignore_errors=True)
+            checkpoints.prune(self._root, self._keep)
             self._say("log", "checkpoint", f"step-{state.global_step}")
 
     @property
@@ -132,7 +128,5 @@ def memory() -> int:
 
 def _line(row: dict[str, float]) -> str:
     left = f"{row['eta_s'] / 60:.0f} min left" if row["eta_s"] >= 120 else f"{row['eta_s']:.0f} s left"
-    return (
-        f"loss {row['loss']:.4f}  lr {row['learning_rate']:.2e}  {row['tokens_per_s']:.1f} tokens/s  "
-        f"{row['memory'] / 2**30:.2f} GiB  {left}"
-    )
+    speed = f"{row['tokens_per_s']:.1f} tokens/s  " if row["tokens_per_s"] else ""  # orpo does not count tokens
+    return f"loss {row['loss']:.4f}  lr {row['learning_rate']:.2e}  {speed}{row['memory'] / 2**30:.2f} GiB  {left}"
