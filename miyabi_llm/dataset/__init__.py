@@ -2,6 +2,6 @@
 
 from miyabi_llm.dataset.files import read
 from miyabi_llm.dataset.split import split
-from miyabi_llm.dataset.values import KINDS, Problem, Read, Reading, Row
+from miyabi_llm.dataset.values import KINDS, NEEDED, Problem, Read, Reading, Row
 
-__all__ = ["KINDS", "Problem", "Read", "Reading", "Row", "read", "split"]
+__all__ = ["KINDS", "NEEDED", "Problem", "Read", "Reading", "Row", "read", "split"]

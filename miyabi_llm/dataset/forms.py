@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 from miyabi_llm.dataset.values import KINDS, Message, Messages, Problem, Reading, Row
 
@@ -13,8 +13,9 @@ ROLES = ("system", "user", "assistant", "tool")
 SHAREGPT = {"human": "user", "gpt": "assistant", "system": "system"}
 # what a foreign word most likely means, for the fix that is proposed; it is never applied unasked
 MEANT = {
-    "human": "user", "question": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant",
-    "ai": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant", "claude": "assistant",
+    "human": "user", "question": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant",
+    "model": "assistant", "ai": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
+    "claude": "assistant",
     "developer": "system", "function": "tool", "observation": "tool", "ipython": "tool",
 }  # fmt: skip
 THINK = re.compile(r"\s*<think>(?P<thought>.*?)</think>\s*", re.DOTALL)
@@ -230,9 +231,7 @@ def _turn(value: Any, at: int, names: tuple[str, str], reading: Reading, known: 
         meant = MEANT.get(role.lower(), "user")
         raise _Bad(f"turn {at} is by {role!r:.40}, an unknown role", f"for example --set data.roles.{role:.40}={meant}")
     if value.get("tool_calls"):
-        raise _Bad(
-            f"turn {at} calls tools, which is not trained yet", "write the call into its content, or drop the row"
-        )
+        raise _Bad(f"turn {at} calls tools, which is not trained yet", "write the call as text, or drop the row")
     if isinstance(content, list):
         content = _parts(content, at)
     thought = next((value[k] for k in _REASONING if isinstance(value.get(k), str) and value[k].strip()), None)
@@ -256,9 +255,7 @@ def _turned(turns: Messages, key: str) -> tuple[Messages, tuple[Message, ...]]:
     """Everything before the last answer, and that answer."""
     if turns[-1]["role"] != "assistant":
         if any(t["role"] == "assistant" for t in turns):
-            raise _Bad(
-                f"the last turn is the {turns[-1]['role']}'s: nothing answers it", "cut the turns after the answer"
-            )
+            raise _Bad(f"the last turn is the {turns[-1]['role']}'s: nothing answers it", "cut it off")
         raise _Bad(f"`{key}` holds no turn of the assistant: nothing to learn", "check the names of the roles")
     return turns[:-1], (turns[-1],)
 
@@ -295,6 +292,3 @@ def _thought(answer: Message, reading: Reading) -> Message:
 
 def _refuse_thought() -> NoReturn:
     raise _Bad("the answer holds reasoning (<think>)", "say data.thinking: keep, or strip")
-
-
-Thinking = Literal["keep", "strip", "none"]
