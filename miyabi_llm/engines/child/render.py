@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ def run(order: dict[str, Any], say: Any) -> dict[str, Any]:
     from miyabi_llm.dataset.facts import Facts, facts
     from miyabi_llm.engines.child import common
 
+    # A tokenizer needs no torch, whose import takes most of the seconds of this job: transformers sees none.
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
     tokenizer = common.tokenizer(order["model"])
     if not tokenizer.chat_template:
         raise common.Failed(
