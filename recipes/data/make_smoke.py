@@ -14,7 +14,7 @@ TEAMS = {
     "delivery": ["parcel", "courier", "pallet", "shipment", "tracking number", "address label", "container", "crate"],
     "printing": ["printer", "toner", "paper tray", "scanner", "label maker", "copier", "ink cartridge", "plotter"],
     "network": ["wifi", "router", "VPN", "firewall", "cable", "switch", "DNS entry", "access point"],
-    "people": ["holiday", "sick note", "payslip", "parental leave", "contract", "time sheet", "interview", "training day"],
+    "people": ["holiday", "sick note", "payslip", "parental leave", "contract", "time sheet", "interview", "trainee"],
 }  # fmt: skip
 FRAMES = [
     "There is a problem with the {} since this morning.",
