@@ -117,6 +117,23 @@ def test_what_the_logs_say() -> None:
     assert read_vllm("") == read_llama("")
 
 
+@pytest.mark.parametrize("path", sorted(LOGS.glob("*.log")), ids=lambda p: p.stem)
+def test_buffers_of_every_log(path: Path) -> None:
+    """Weights and cache of each real run; a server that refused its words, or was quiet, tells none."""
+    log = path.read_text(encoding="utf-8")
+    found = buffers(log)
+    if path.stem in ("qwen-8192-nommap", "qwen-4096-quiet"):
+        assert found is None
+        assert read_llama(log).offloaded is None
+        return
+    assert found is not None
+    once = found.weights + (0 if found.mapped else found.repack)  # not mapped: repacked weights are there once
+    if "amx" not in path.stem:
+        assert once / MIB == pytest.approx(1059.89 if path.stem.startswith("qwen") else 235.16, abs=0.02)
+    assert found.kv > 0
+    assert found.gpu == 0
+
+
 def test_buffers_of_processor_and_card() -> None:
     two = buffers((LOGS / "gemma-8192.log").read_text(encoding="utf-8"))
     assert two is not None
