@@ -66,15 +66,8 @@ def to_gguf(folder: Folder, kit: Kit) -> Artifact:
         started = time.monotonic()
         kit.on_event(Event("phase", "original", f"reading every weight of {said(folder.ref)}"))
         place, mended = lay_out(folder, work.folder / word(ref.name))
-        look = converter.look(place, gates.probes(folder.promise), work.folder, kit.on_event)
-        if look.bad:
-            raise Corrupt(
-                f"{look.bad[0]} of {said(folder.ref)} holds numbers that are not finite", hint="Pull it again."
-            )
-        outtype = "f16" if look.largest <= F16_MAX else "bf16"
         target = work.target()
-        kit.on_event(Event("phase", "convert", f"to {outtype.upper()}"))
-        converter.model(place, target, outtype, work.folder, kit.on_event)
+        look, outtype = _converted(folder, place, target, converter, work, kit)
         findings = inspect(target, folder, look, kit)
         if folder.state() != state:
             raise Corrupt(f"{said(folder.ref)} changed while it was converted", hint="Nothing was published.")
@@ -90,6 +83,27 @@ def to_gguf(folder: Folder, kit: Kit) -> Artifact:
             ref, "gguf", (), "local", f"converted from {said(folder.ref)}", _now(),
             folder.artifact.license if folder.artifact else None, _lineage(folder, before, card),
         ), kit)  # fmt: skip
+
+
+def _converted(
+    folder: Folder, place: Path, target: Path, converter: Converter, work: Work, kit: Kit
+) -> tuple[Look, str]:
+    """Write the GGUF to `target` while every weight is looked at; F16 first, for hardly a model needs more room.
+
+    What the look says, and the type that was taken. Raises Corrupt for numbers that are none.
+    """
+    with converter.looking(place, gates.probes(folder.promise), work.folder, kit.on_event) as looked:
+        kit.on_event(Event("phase", "convert", "to F16"))
+        converter.model(place, target, "f16", work.folder, kit.on_event)
+        look = looked()
+    if look.bad:
+        raise Corrupt(f"{look.bad[0]} of {said(folder.ref)} holds numbers that are not finite", hint="Pull it again.")
+    if look.largest <= F16_MAX:
+        return look, "f16"
+    kit.on_event(Event("phase", "convert", f"again, to BF16: a weight is {look.largest:g}"))
+    target.unlink()
+    converter.model(place, target, "bf16", work.folder, kit.on_event)
+    return look, "bf16"
 
 
 def inspect(target: Path, folder: Folder, look: Look, kit: Kit) -> tuple[Finding, ...]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ PINS = (
 MODEL, ADAPTER = "convert_hf_to_gguf.py", "convert_lora_to_gguf.py"
 CHILD = Path(__file__).with_name("converting_child.py")
 POLL = 0.1  # seconds between looks at what a child has written
+Watch = Callable[[str], None]  # given all that a child has written so far
 LOG_LIMIT = 16 << 20  # bytes
 SAID = 6  # lines of a child that go into an error
 QUIET = {
@@ -73,15 +75,29 @@ class Converter:
         word = f'"{architecture}"'
         return any(word in p.read_text("utf-8") for p in sorted((self.scripts / "conversion").glob("*.py")))
 
-    def look(self, folder: Path, probes: Sequence[Mapping[str, Any]], work: Path, on_event: OnEvent = silent) -> Look:
-        """Read every weight once and the probes with the original's tokenizer. Raises Corrupt, MiyabiError."""
-        said = self._ask({"job": "look", "folder": str(folder), "probes": list(probes)}, work, on_event)
-        return Look(said["parameters"], said["largest"], tuple(said["bad"]), tuple(said["probes"]), said["versions"])
+    @contextmanager
+    def looking(
+        self, folder: Path, probes: Sequence[Mapping[str, Any]], work: Path, on_event: OnEvent = silent
+    ) -> Iterator[Callable[[], Look]]:
+        """Have every weight read once, and the probes by the original's tokenizer, while the block does other work.
+
+        What is yielded waits for the answer; it raises Corrupt, MiyabiError. With the block the child ends too.
+        """
+        order = {"job": "look", "folder": str(folder), "probes": list(probes)}
+        with self._asking(order, work, on_event) as answer:
+
+            def look() -> Look:
+                said = answer()
+                probes = tuple(said["probes"])
+                return Look(said["parameters"], said["largest"], tuple(said["bad"]), probes, said["versions"])
+
+            yield look
 
     def scale(self, source: Path, target: Path, factors: Mapping[str, float], work: Path) -> None:
         """Copy an adapter's tensors to `target`, those named multiplied by their factor, all as float32."""
         order = {"job": "scale", "source": str(source), "target": str(target), "factors": dict(factors)}
-        self._ask(order, work, silent)
+        with self._asking(order, work, silent) as answer:
+            answer()
 
     def model(self, folder: Path, target: Path, outtype: str, work: Path, on_event: OnEvent = silent) -> None:
         """Write the model in `folder` to `target` as `outtype` (f16, bf16, f32).
@@ -112,31 +128,49 @@ class Converter:
         if ended.code or ended.signal or ended.errno or ended.lost:
             raise explain(name, ended, text)
 
-    def _ask(self, order: Mapping[str, Any], work: Path, on_event: OnEvent) -> dict[str, Any]:
-        """Have our own child do `order`; its answer. Raises Corrupt with what it found wrong."""
-        place, answer = work / "order.json", work / "answer.json"
-        answer.unlink(missing_ok=True)
-        place.write_text(json.dumps(dict(order) | {"answer": str(answer)}), encoding="utf-8")
+    @contextmanager
+    def _asking(
+        self, order: Mapping[str, Any], work: Path, on_event: OnEvent
+    ) -> Iterator[Callable[[], dict[str, Any]]]:
+        """Our own child doing `order`; its answer can be waited for. Raises Corrupt with what it found wrong."""
+        place, result = work / "order.json", work / "answer.json"
+        result.unlink(missing_ok=True)
+        place.write_text(json.dumps(dict(order) | {"answer": str(result)}), encoding="utf-8")
         argv = (str(self.python), "-I", "-B", str(CHILD), str(place))
-        ended, text = self._run(argv, work / "child.log", lambda _: None)
-        if ended.code or ended.signal or ended.errno or ended.lost or not answer.is_file():
-            raise explain(f"reading {Path(str(order.get('folder') or order.get('source'))).name}", ended, text)
-        said: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
-        if said.get("wrong"):
-            raise Corrupt(said["wrong"], hint="Nothing was published.")
-        for line in said.get("notes", ()):
-            on_event(Event("warning", "convert", line))
-        return said
+        with self._running(argv, work / "child.log") as finish:
 
-    def _run(self, argv: tuple[str, ...], log: Path, watch: Callable[[str], None]) -> tuple[proc.Exit, str]:
+            def answer() -> dict[str, Any]:
+                ended, text = finish(lambda _: None)
+                if ended.code or ended.signal or ended.errno or ended.lost or not result.is_file():
+                    raise explain(f"reading {Path(str(order.get('folder') or order.get('source'))).name}", ended, text)
+                said: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+                if said.get("wrong"):
+                    raise Corrupt(said["wrong"], hint="Nothing was published.")
+                for line in said.get("notes", ()):
+                    on_event(Event("warning", "convert", line))
+                return said
+
+            yield answer
+
+    def _run(self, argv: tuple[str, ...], log: Path, watch: Watch) -> tuple[proc.Exit, str]:
+        with self._running(argv, log) as finish:
+            return finish(watch)
+
+    @contextmanager
+    def _running(self, argv: tuple[str, ...], log: Path) -> Iterator[Callable[[Watch], tuple[proc.Exit, str]]]:
+        """A child that ends with the block at the latest; what is yielded waits for it, and tells how it ended."""
         log.unlink(missing_ok=True)
         child = proc.launch(argv, self.variables, QUIET, log, limit=LOG_LIMIT)
-        try:
+
+        def finish(watch: Watch) -> tuple[proc.Exit, str]:
             while child.wait(POLL) is None:
                 watch(_text(log))
+            return child.stop(2.0), _text(log)  # how it really ended
+
+        try:
+            yield finish
         finally:
-            ended = child.stop(2.0)  # how it really ended, when it has; else it ends here
-        return ended, _text(log)
+            child.stop(2.0)
 
 
 def get(settings: Settings, on_event: OnEvent = silent) -> Converter:

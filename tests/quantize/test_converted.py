@@ -119,7 +119,7 @@ class Damaging:
 
     def __init__(self, real: Converter, damage: Callable[[Path], None]) -> None:
         self._real, self._damage = real, damage
-        self.look, self.knows, self.commit = real.look, real.knows, real.commit
+        self.looking, self.knows, self.commit = real.looking, real.knows, real.commit
 
     def model(self, folder: Path, target: Path, outtype: str, work: Path, on_event: OnEvent) -> None:
         """Convert, then damage."""
@@ -158,10 +158,20 @@ def test_a_damaged_file_goes_to_quarantine(
 
 
 def test_numbers_that_are_none(tmp_path: Path, kit: Kit) -> None:
-    bad = tinyhf.model(tmp_path / "bad", poison=True)
+    bad = tinyhf.model(tmp_path / "bad", odd=float("nan"))
     with pytest.raises(Corrupt, match=r"layers\.1\.mlp\.up_proj\.weight of .* not finite"):
         convert.to_gguf(opened(bad, kit), kit)
     assert kit.store.list() == []
+
+
+def test_a_weight_that_is_too_large_for_f16(tmp_path: Path, kit: Kit) -> None:
+    wide = tinyhf.model(tmp_path / "wide", odd=70_000.0)
+    made = convert.to_gguf(opened(wide, kit), kit)
+    assert made.card["converted"]["outtype"] == "bf16"
+    assert made.card["converted"]["largest"] == pytest.approx(70_000, rel=0.01)
+    source = open_source(made.ref, kit.store, tmp_path)
+    assert "F16" not in source.header.histogram
+    assert source.header.histogram["BF16"][0] > 0
 
 
 def test_what_the_converter_does_not_know(folder: Path, kit: Kit) -> None:

@@ -21,8 +21,8 @@ TEMPLATE = (
 )
 
 
-def model(folder: Path, *, seed: int = 1, poison: bool = False, ends: Sequence[int] = (END, 2)) -> Path:
-    """Write one into `folder`; `poison` puts a NaN into a matrix, `ends` are the generation's."""
+def model(folder: Path, *, seed: int = 1, odd: float | None = None, ends: Sequence[int] = (END, 2)) -> Path:
+    """Write one into `folder`; `odd` is a number in one of its matrices, `ends` are the generation's."""
     folder.mkdir(parents=True)
     rng = random.Random(seed)
 
@@ -40,8 +40,8 @@ def model(folder: Path, *, seed: int = 1, poison: bool = False, ends: Sequence[i
         tensors |= {f"{at}.mlp.{n}_proj.weight": matrix(INNER, WIDTH) for n in ("gate", "up")}
         tensors[f"{at}.mlp.down_proj.weight"] = matrix(WIDTH, INNER)
         tensors |= {f"{at}.{n}_layernorm.weight": ((WIDTH,), [1.0] * WIDTH) for n in ("input", "post_attention")}
-    if poison:
-        tensors["model.layers.1.mlp.up_proj.weight"][1][1000] = float("nan")  # type: ignore[index]
+    if odd is not None:
+        tensors["model.layers.1.mlp.up_proj.weight"][1][1000] = odd  # type: ignore[index]
     safetensors(folder / "model.safetensors", tensors)
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": WIDTH, "intermediate_size": INNER,
