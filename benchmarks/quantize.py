@@ -2,12 +2,13 @@
 
     python benchmarks/quantize.py table MODEL.gguf [TYPE ...] [--chunks N]
     python benchmarks/quantize.py search MODEL.gguf [--chunks N]
-    python benchmarks/quantize.py overhead MODEL.gguf
+    python benchmarks/quantize.py overhead MODEL.gguf|FOLDER [TYPE] [--rounds N]
 
 `table` makes each type (Q8_0 Q6_K Q4_K_M Q4_0 Q2_K) and prints a line as soon as it is measured, with the memory
 planned and the memory resident in a llama-server at 8192 tokens. `search` measures eight types and then lets the
 search choose among them for a budget that half of them fit: same file, and what share of the work. `overhead` runs
-llama-quantize alone and through us, in turns. Everything is written below a temporary folder of the current one and
+llama-quantize alone and through us, in turns; of a folder of safetensors the converter before it too, and on our side
+everything that a conversion has to pass. Everything is written below a temporary folder of the current one and
 removed. A model that is quantized is turned into F16 first; what is measured then is not the loss of the original.
 """
 
@@ -19,21 +20,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from miyabi_llm import calibration, config, hardware, quantize
-from miyabi_llm.quantize import Made, Order, Source, open_source, provenance
+from miyabi_llm.cli import sources
+from miyabi_llm.config import Settings
+from miyabi_llm.quantize import Made, Order, Source, convert, open_source, provenance
+from miyabi_llm.quantize.original import open_folder
 from miyabi_llm.quantize.run import Shop, verify_header
 from miyabi_llm.quantize.sizes import planned
 from miyabi_llm.refs import ModelRef
 from miyabi_llm.store import Store
 from miyabi_llm.store.adopt import hash_file
-from miyabi_llm.tools import llama_cpp, quantizing
+from miyabi_llm.tools import converting, llama_cpp, quantizing
 from miyabi_llm.tools.quantizing import Tools, Window
-from miyabi_llm.types import Event
+from miyabi_llm.types import Event, OnEvent
 
 CLAIMS = {"Q8_0": "~50%", "Q4_K_M": "~75%", "Q4_0": "~75%", "Q2_K": "~87%"}  # of many a guide
 TABLE = ("Q8_0", "Q6_K", "Q4_K_M", "Q4_0", "Q2_K")
@@ -127,47 +131,120 @@ def search(source: Source, at: Shop, chunks: int) -> None:
     print(f"same file: {'yes' if found.chosen.type == best.type else 'NO'}; the first run, base included: {warm:.1f} s")
 
 
-def overhead(source: Source, at: Shop, folder: Path) -> None:
+def overhead(source: Source, at: Shop, folder: Path, kind: str, rounds: int) -> None:
     """llama-quantize alone, and through us with header check and hash, in turns."""
     alone, ours = [], []
     tools = Tools(at.programs, at.settings.env, folder)
-    todo = planned(source.header, tools.dry_run(source.first, "Q4_K_M"), "Q4_K_M", 2048, at.flags, None)
-    for i in range(ROUNDS):
-        target = folder / f"bare-{i}.gguf"
-        began = time.monotonic()
-        argv = [*at.programs[quantizing.QUANTIZE].argv, "--allow-requantize", str(source.first), str(target), "Q4_K_M"]
-        subprocess.run(argv, check=True, capture_output=True)
-        alone.append(time.monotonic() - began)
-        other = folder / f"ours-{i}.gguf"
-        began = time.monotonic()
-        tools.quantize(source.first, other, "Q4_K_M", requantize=True)
-        verify_header(source, todo, other)
-        same = hash_file(other)
-        ours.append(time.monotonic() - began)
-        assert same == hash_file(target), "the same bytes"
+    todo = planned(source.header, tools.dry_run(source.first, kind), kind, 2048, at.flags, None)
+    for i in range(rounds):
+        target, other = folder / f"bare-{i}.gguf", folder / f"ours-{i}.gguf"
+        alone.append(timed(lambda to=target: bare(source.first, to, kind, at)))
+
+        def through_us(to: Path = other) -> None:
+            tools.quantize(source.first, to, kind, requantize=True)
+            verify_header(source, todo, to)
+            hash_file(to)
+
+        ours.append(timed(through_us))
+        assert hash_file(other) == hash_file(target), "the same bytes"
         target.unlink(), other.unlink()
+    print(f"{kind}: {compared(alone, ours)}; the same bytes")
+
+
+def overhead_of_conversion(path: Path, at: Shop, folder: Path, kind: str, rounds: int) -> None:
+    """Converter and quantizer alone, and through us with every gate, in turns."""
+    user = config.load()
+    converter = converting.get(user)
+    alone, ours, steps = [], [], []
+    for i in range(rounds):
+        full, target = folder / "full.gguf", folder / "bare.gguf"
+
+        def tools_alone(full: Path = full, target: Path = target) -> None:
+            script = [str(converter.python), "-E", "-s", "-B", str(converter.scripts / converting.MODEL)]
+            subprocess.run(
+                [*script, str(path), "--outfile", str(full), "--outtype", "f16"], check=True, capture_output=True
+            )
+            bare(full, target, kind, at)
+
+        alone.append(timed(tools_alone))
+        full.unlink(), target.unlink()
+        settings = replace(at.settings, home=folder / f"home-{i}")
+        store = Store(settings.store)
+        began, seen = time.monotonic(), list[tuple[str, float]]()
+
+        def note(event: Event, began: float = began, seen: list[tuple[str, float]] = seen) -> None:
+            if event.kind in ("phase", "done"):
+                seen.append((f"{event.name} {event.message}"[:40], time.monotonic() - began))
+
+        def through_us(store: Store = store, settings: Settings = settings, note: OnEvent = note) -> None:
+            kit = replace(sources.kit(store, settings, note), converter=lambda _: converter)
+            original = open_folder(ModelRef.parse(str(path.absolute())), store, user.user_home)
+            made = open_source(convert.to_gguf(original, kit).ref, store, user.user_home)
+            tools, other = Tools(at.programs, at.settings.env, folder), folder / "ours.gguf"
+            todo = planned(made.header, tools.dry_run(made.first, kind), kind, 2048, at.flags, None)
+            note(Event("phase", "quantize", kind))
+            tools.quantize(made.first, other, kind, requantize=False)
+            verify_header(made, todo, other)
+            hash_file(other)
+
+        ours.append(timed(through_us))
+        (folder / "ours.gguf").unlink()
+        shutil.rmtree(settings.home)
+        steps = seen
+        print(f"round {i + 1}: alone {alone[-1]:.1f} s, through us {ours[-1]:.1f} s", flush=True)
+    print(f"convert and {kind}: {compared(alone, ours)}")
+    print("the last round began at: " + "; ".join(f"{at:.1f} s {what}" for what, at in steps))
+
+
+def bare(model: Path, target: Path, kind: str, at: Shop) -> None:
+    """llama-quantize as a person would run it."""
+    argv = [*at.programs[quantizing.QUANTIZE].argv, "--allow-requantize", str(model), str(target), kind]
+    subprocess.run(argv, check=True, capture_output=True)
+
+
+def timed(work: Callable[[], None]) -> float:
+    """Seconds that `work` takes."""
+    began = time.monotonic()
+    work()
+    return time.monotonic() - began
+
+
+def compared(alone: list[float], ours: list[float]) -> str:
+    """Medians and spreads in words."""
     a, b = statistics.median(alone), statistics.median(ours)
     spread = f"{min(alone):.2f} to {max(alone):.2f}; {min(ours):.2f} to {max(ours):.2f}"
-    print(f"Q4_K_M: alone {a:.2f} s, through us {b:.2f} s: {b / a - 1:+.1%} ({spread}); the same bytes")
+    return f"alone {a:.2f} s, through us {b:.2f} s: {b / a - 1:+.1%} ({spread})"
+
+
+def option(words: list[str], name: str, default: int) -> int:
+    """The number after `name`, taken out of `words`."""
+    if name not in words:
+        return default
+    at = words.index(name)
+    words.pop(at)
+    return int(words.pop(at))
 
 
 def main() -> None:
     """Run one of the three."""
     words = sys.argv[1:]
-    chunks = int(words.pop(words.index("--chunks") + 1)) if "--chunks" in words else 16
-    words = [w for w in words if w != "--chunks"]
+    chunks, rounds = option(words, "--chunks", 16), option(words, "--rounds", ROUNDS)
     if len(words) < 2 or words[0] not in ("table", "search", "overhead"):
         raise SystemExit(__doc__)
     machine = hardware.look(config.load().env)
     print(f"{machine.cpu}, {machine.usable_cores} processors; {chunks} windows of 256 tokens")
+    job, path, kind = words[0], Path(words[1]), next(iter(words[2:]), "Q4_K_M")
     with shop() as (at, folder):
-        source = full(Path(words[1]), at, folder)
-        if words[0] == "table":
+        if job == "overhead" and path.is_dir():
+            overhead_of_conversion(path, at, folder, kind, rounds)
+            return
+        source = full(path, at, folder)
+        if job == "table":
             table(source, at, tuple(words[2:]) or TABLE, chunks)
-        elif words[0] == "search":
+        elif job == "search":
             search(source, at, chunks)
         else:
-            overhead(source, at, folder)
+            overhead(source, at, folder, kind, rounds)
 
 
 if __name__ == "__main__":
