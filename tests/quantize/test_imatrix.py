@@ -17,7 +17,6 @@ from miyabi_llm.quantize.passing import Passing
 from miyabi_llm.quantize.run import Shop
 from miyabi_llm.refs import ModelRef
 from miyabi_llm.tools import llama_cpp, quantizing
-from miyabi_llm.tools.program import Program
 from miyabi_llm.tools.quantizing import Window
 from miyabi_llm.types import Event
 
@@ -148,16 +147,3 @@ def test_a_source_in_shards_stays_in_shards(tiny: Path, more: Shop, tmp_path: Pa
     assert one.quality == made.quality
     with pytest.raises(BadUsage, match="no split to keep"):
         quantize.quantize(whole, order, more)
-
-
-def test_a_quantizer_that_is_killed(source: Source, shop: Shop, tmp_path: Path) -> None:
-    """It leaves the half of a file; nothing of it stays, and the signal is named."""
-    real = shop.programs[quantizing.QUANTIZE]
-    fake = tmp_path / "llama-quantize"
-    half = 'for a; do case "$a" in *.part) head -c 4096 /dev/zero > "$a"; kill -9 $$;; esac; done'
-    fake.write_text(f'#!/bin/sh\ncase "$*" in *--help*|*--dry-run*) exec {real.path} "$@";; esac\n{half}\n')
-    fake.chmod(0o755)
-    dying = Program(real.name, fake, (str(fake),), real.version, real.how, real.build, real.commit, real.flags)
-    with pytest.raises(MiyabiError, match="signal 9"):
-        quantize.quantize(source, ORDER, replace(shop, programs={**shop.programs, quantizing.QUANTIZE: dying}))
-    assert shop.store.list() == []
