@@ -54,6 +54,7 @@ RANKS: dict[str, int] = {
     "miyabi_llm.finetune": 2,
     "miyabi_llm.route": 2,
     "miyabi_llm.cli": 3,
+    "miyabi_llm.gateway": 3,
     "miyabi_llm.__main__": 3,
 }
 # A verb never imports another verb.

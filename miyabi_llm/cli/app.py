@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("run", "Ask a model once, or chat with it."),
     "batch": ("batch", "Ask a file of requests, and write a file of answers."),
     "bench": ("bench", "Measure servers under load: numbers one can trust, and a gate for CI."),
+    "gateway": ("gateway", "Put one address in front of Claude and the models here; a policy says what may leave."),
     "fit": ("fit", "Say whether a model fits this machine, and how."),
     "quantize": ("quantize", "Quantize a model, measure the loss, and keep the best that fits."),
     "finetune": ("finetune", "Train a model from a recipe, and prove what came out."),
