@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ class Hit:
 
     In text that had to be decoded first (base64, `%E5`, full-width letters) they are those of the nearest place that
     is known. `masked` shows the edges alone. `confidence` from 0 to 1: 1 has a check digit or a prefix of its own,
-    0.5 is a shape that others share.
+    0.5 is a shape that others share. `mark` is a hash of what was found: keep it in memory only.
     """
 
     kind: str
@@ -21,21 +22,35 @@ class Hit:
     end: int
     confidence: float
     masked: str = ""
+    mark: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`names` looks for Japanese names without a title or label, by a list of names."""
+    """What to look for beyond the rules, and what not to tell.
 
-    names: bool = False
+    `surnames` finds Japanese names without a title or a label; `allow` is a pattern of whole findings that do not
+    count; `paths` a pattern of whole paths that are to be told. `deadline` is a time of `time.perf_counter`.
+    """
+
+    surnames: frozenset[str] = frozenset()
+    allow: re.Pattern[str] | None = None
+    paths: re.Pattern[str] | None = None
+    deadline: float | None = None
+
+    @property
+    def salt(self) -> bytes:
+        """Tells results of other options apart in a cache."""
+        return f"{len(self.surnames)}|{self.allow and self.allow.pattern}|{self.paths and self.paths.pattern}|".encode()
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The hits of one text, and what in it could not be read (a reason each)."""
+    """The hits of one text, what in it could not be read (a reason each), and the paths that were asked for."""
 
     hits: tuple[Hit, ...] = ()
     unseen: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
 
 
 CLEAN = Result()

@@ -87,7 +87,7 @@ class _Looker:
     def __init__(self, cache: detect.Cache, privacy: Privacy, deadline: float) -> None:
         self.cache = cache
         self.privacy = privacy
-        self.options = detect.Options(names=privacy.names)
+        self.options = detect.Options()
         self.deadline = deadline
         self.findings: list[Finding] = []
         self.unseen: list[str] = []
