@@ -14,6 +14,11 @@ TRY_SMALLER = (
     "train.gradient_checkpointing: true, or lora.method: qlora."
 )
 
+GO_ON = "`miyabi-llm finetune resume` goes on from there."
+SPACE = "Free some space, then `miyabi-llm finetune resume`: the last whole checkpoint is kept."
+# torch's writer says it so when the disk is full, without naming the reason.
+_FULL = ("no space left", "errno 28", "os error 28", "disk quota", "pytorchstreamwriter failed writing")
+
 
 class Failed(Exception):
     """A failure the parent shows as its own error: `code` is one of worker.ERRORS, or anything else."""
@@ -63,12 +68,12 @@ def named(job: str, e: BaseException) -> tuple[str, str, str]:
     text = f"{type(e).__name__}: {e}".strip()
     first = text.splitlines()[0][:300]
     if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "disk-full", f"{job}: no space left on the disk", "Free some space, then `miyabi-llm finetune resume`."
+        return "disk-full", f"{job}: no space left on the disk", SPACE
     low = text.lower()
     if isinstance(e, MemoryError) or "outofmemory" in low or "out of memory" in low or "allocate memory" in low:
         return "machine-limit", f"{job} ran out of memory: {first}", TRY_SMALLER
-    if "no space left" in low or "errno 28" in low:
-        return "disk-full", f"{job}: no space left on the disk", "Free some space, then `miyabi-llm finetune resume`."
+    if any(word in low for word in _FULL):
+        return "disk-full", f"{job}: no space left on the disk", SPACE
     return "failed", f"{job}: {first}", ""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,13 @@ def run(order: dict[str, Any], say: Any) -> dict[str, Any]:
 
     from miyabi_llm.engines.child import common, proof, watch
 
-    say("phase", "load", Path(order["base"]).name)
     root = Path(order["checkpoints"])
     staging = root / ".staging"
     if common.main_process():
-        shutil.rmtree(staging, ignore_errors=True)
         root.mkdir(parents=True, exist_ok=True)
+        _alone(root / ".lock")
+        shutil.rmtree(staging, ignore_errors=True)
+    say("phase", "load", order["name"])
     train = order["train"]
     transformers.set_seed(train["seed"])
     patience = train["early_stopping"]
@@ -41,7 +43,11 @@ def run(order: dict[str, Any], say: Any) -> dict[str, Any]:
     )
     trainer = build(order, str(staging), [seen])
     facts = proof.examine(trainer, order["max_length"]) if train["method"] == "sft" else {}
+    if order.get("processes", 1) == 1:
+        signal.signal(signal.SIGTERM, lambda *_: seen.stop())
     result = trainer.train(resume_from_checkpoint=order.get("resume"))
+    if seen.stopped:
+        raise common.Failed("failed", f"stopped at step {trainer.state.global_step}, which is kept", common.GO_ON)
     figures = seen.figures
     say("phase", "save", "adapter")
     files = save(trainer, order, staging)
@@ -101,6 +107,14 @@ def save(trainer: Any, order: dict[str, Any], staging: Path) -> dict[str, str]:
     files = checkpoints.publish(made, target, identity=order["identity"], steps=trainer.state.global_step)
     shutil.rmtree(staging, ignore_errors=True)
     return files
+
+
+def _alone(path: Path) -> None:
+    """Wait for a trainer whose parent was killed: it dies within seconds. The lock ends with this process."""
+    import fcntl
+
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(fd, fcntl.LOCK_EX)
 
 
 def _nameless(path: Path, name: str) -> None:

@@ -27,6 +27,16 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self._from = 0
         self.curve: list[dict[str, float]] = []
         self.peak = 0
+        self.stopped = False
+
+    def stop(self) -> None:
+        """Ask for an end after the step that is going on, with a checkpoint of it. Safe in a signal's handler."""
+        self.stopped = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The place where a wish to stop is granted."""
+        if self.stopped:
+            control.should_save = control.should_training_stop = True
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The clock starts."""
