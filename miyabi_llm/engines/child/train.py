@@ -22,7 +22,7 @@ def run(order: dict[str, Any], say: Any) -> dict[str, Any]:
         sys.path.append(order["extra"])
     import transformers
 
-    from miyabi_llm.engines.child import common, proof, watch
+    from miyabi_llm.engines.child import common, effective, proof, watch
 
     root = Path(order["checkpoints"])
     staging = root / ".staging"
@@ -42,6 +42,7 @@ def run(order: dict[str, Any], say: Any) -> dict[str, Any]:
         (patience["patience"], patience["min_delta"]) if patience else None,
     )
     trainer = build(order, str(staging), [seen])
+    used = effective.read(trainer) | {"train.keep_checkpoints": train["keep_checkpoints"]}
     facts = proof.examine(trainer, order["max_length"]) if train["method"] == "sft" else {}
     if order.get("processes", 1) == 1:
         signal.signal(signal.SIGTERM, lambda *_: seen.stop())
@@ -61,6 +62,7 @@ def run(order: dict[str, Any], say: Any) -> dict[str, Any]:
         "trained": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "memory": max(seen.peak, watch.memory()),
         "rows": facts,
+        "effective": used,
         **figures,
     }
 

@@ -1,0 +1,90 @@
+"""Every way to train that a recipe names, for real on the tiny model, and the ways it stops."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from miyabi_llm.engines import checkpoints
+from miyabi_llm.errors import BadUsage, MiyabiError
+from miyabi_llm.finetune import rundir
+from miyabi_llm.types import Event
+from tests.finetune import trainer
+from tests.finetune.conftest import row
+from tests.finetune.test_resume import home
+
+pytestmark = pytest.mark.slow
+SHORT = ("train.max_steps=3", "train.save_steps=3")
+
+
+def write(recipe: Path, method: str) -> None:
+    """Rows of the kind a method learns from."""
+    rows: list[dict[str, object]] = [row(i) for i in range(32)]
+    if method == "kto":
+        rows = [r | {"label": i % 2 == 0} for i, r in enumerate(rows)]
+    elif method != "sft":
+        rows = [
+            {"prompt": r["prompt"], "chosen": r["completion"], "rejected": f"I do not know number {i}."}
+            for i, r in enumerate(rows)
+        ]
+    (recipe.parent / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto", "orpo"])
+def test_preferences(recipe: Path, method: str) -> None:
+    write(recipe, method)
+    more = (f"train.method={method}", "train.beta=0.3", "evaluate.metric=loss")
+    told = trainer.train(recipe, trainer.show, *SHORT, *more).stages["train"].figures
+    assert told["effective"]["train.beta"] == pytest.approx(0.3)
+    assert told["effective"]["train.method"] == f"{method.upper()}Trainer"
+    assert told["steps"] == 3
+    assert math.isfinite(told["loss"])
+
+
+@pytest.mark.parametrize(
+    ("method", "precision"),
+    [("qlora", "bf16"), ("qlora", "fp32"), ("dora", "fp32"), ("rslora", "bf16"), ("full", "bf16")],
+)
+def test_ways_of_training(recipe: Path, method: str, precision: str) -> None:
+    more = (f"lora.method={method}", f"train.precision={precision}")
+    told = trainer.train(recipe, trainer.show, *SHORT, *more).stages["train"].figures
+    assert told["effective"]["lora.method"] == method
+    assert told["kind"] == ("model" if method == "full" else "adapter")
+    run = rundir.place(home(), "small")
+    assert not checkpoints.wrong(run.adapter)
+    assert {p.suffix for p in run.adapter.iterdir()} <= {".json", ".jinja", ".safetensors"}  # no pickle leaves a run
+
+
+def test_it_stops_when_the_held_out_loss_falls_no_more(recipe: Path) -> None:
+    more = ('train.early_stopping={"patience": 1, "min_delta": 9.0}', "train.eval_steps=1", "train.max_steps=8")
+    told = trainer.train(recipe, trainer.show, *more).stages["train"].figures
+    assert told["steps"] == 2
+
+
+def test_numbers_that_are_none_stop_it_with_the_last_checkpoint_kept(recipe: Path) -> None:
+    wild = ("train.learning_rate=1.0", "train.optimizer=sgd", "train.max_grad_norm=1e30", "lora.alpha=4096")
+    more = (*wild, "train.warmup=0", "train.max_steps=200", "train.save_steps=1", "train.schedule=constant")
+    with pytest.raises(MiyabiError, match="is no number at step") as caught:
+        trainer.train(recipe, trainer.show, *more, "lora.method=full", "train.weight_decay=1.0")
+    assert "learning_rate" in (caught.value.hint or "")
+    found, _ = checkpoints.newest(rundir.place(home(), "small").checkpoints)
+    assert found is not None
+
+
+def test_a_run_says_how_it_goes(recipe: Path) -> None:
+    events: list[Event] = []
+    trainer.train(recipe, events.append, *SHORT)
+    rows = [e for e in events if e.kind == "progress" and e.name == "train"]
+    assert [e.done for e in rows] == [1, 2, 3]
+    for event in rows:
+        assert set(event.data) >= {"loss", "learning_rate", "tokens_per_s", "memory", "eta_s"}
+        assert event.total == 3
+        assert event.data["tokens_per_s"] > 0
+
+
+def test_unknown_trackers_and_odd_recipes_are_refused_before_a_process_starts(recipe: Path) -> None:
+    with pytest.raises(BadUsage):
+        trainer.train(recipe, trainer.show, "train.tracker=mlflow")
