@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from miyabi_llm import __version__, catalog, gguf, hardware, safetensors
+from miyabi_llm import __version__, catalog, engines, gguf, hardware, safetensors
 from miyabi_llm.config import Settings
 from miyabi_llm.errors import BadUsage, Corrupt, DiskFull, Missing, ModelMissing
 from miyabi_llm.gguf import Header
@@ -29,6 +29,7 @@ NOTE = (
     "The weights were dequantized from {kind}: what the quantization lost is not back. This is no copy of the "
     "publisher's own safetensors."
 )
+INSTALL_HINT = "Run `miyabi-llm finetune install` (2 GB), or `miyabi-llm backend install vllm`."
 
 
 def convert(
@@ -46,9 +47,9 @@ def convert(
     if (here := _taken(ref, file, store, settings)) is not None:
         on_event(Event("done", str(ref), "already here"))
         return here
-    env = vllm.environment(settings)
+    env = engines.get("trl").find(settings) or vllm.environment(settings)
     if env is None:
-        raise Missing("no environment here can read GGUF files with transformers", hint=vllm.INSTALL_HINT)
+        raise Missing("no environment here can read GGUF files with transformers", hint=INSTALL_HINT)
     started = time.monotonic()
     with store.lease(artifact), _working(settings.cache / "convert") as folder:
         _check_disk(header, folder, store)

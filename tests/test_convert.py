@@ -18,7 +18,7 @@ from miyabi_llm.config import Settings
 from miyabi_llm.errors import BadUsage, Corrupt, DiskFull, Missing
 from miyabi_llm.refs import Digest, ModelRef
 from miyabi_llm.store import Store
-from miyabi_llm.tools import hf_copy, vllm
+from miyabi_llm.tools import hf_copy
 from miyabi_llm.types import Artifact, StoredFile
 from tests.ggufs import tiny
 from tests.tools.stubs import script, settings
@@ -114,7 +114,7 @@ def test_what_was_never_verified_is_refused(home: Settings, store: Store, tmp_pa
 def test_without_an_environment(home: Settings, store: Store, tmp_path: Path) -> None:
     with pytest.raises(Missing) as e:
         convert.convert(stored(store, tmp_path), store, home)
-    assert e.value.hint == vllm.INSTALL_HINT
+    assert e.value.hint == convert.INSTALL_HINT
 
 
 @pytest.mark.parametrize(

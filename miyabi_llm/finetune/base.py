@@ -34,8 +34,9 @@ def run(ctx: RunContext) -> StageResult:
         if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
             raise BadUsage(f"{folder} is no model folder", hint="config.json and *.safetensors have to be there.")
         ctx.on_event(Event("phase", "base", f"hashing {folder.name}"))
-        return _result(folder, str(base.model), digest({p.name: checkpoints.sha256(p) for p in files(folder)}), None)
-    found = ctx.verbs.bring(str(base.model), ctx.on_event)
+        return _result(folder, folder.name, digest({p.name: checkpoints.sha256(p) for p in files(folder)}), None)
+    name = f"{base.model}@{base.revision}" if base.revision else str(base.model)  # as hf:ORG/REPO@REVISION is spelled
+    found = ctx.verbs.bring(name, ctx.on_event)
     copy = found if found.format == "safetensors" else ctx.verbs.convert(found, ctx.on_event)
     if copy.format != "safetensors":
         raise BadUsage(f"{found.ref} is a {found.format} model: it cannot be trained", hint="Name a model's weights.")

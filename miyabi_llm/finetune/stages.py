@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from miyabi_llm.finetune import base, training
+from miyabi_llm.finetune import base, rows, training
 from miyabi_llm.finetune.context import Stage
 
 STAGES: tuple[Stage, ...] = (
     Stage("base", base.run, base.inputs, fixed=True),
+    Stage("data", rows.run, rows.inputs, fixed=True),
     Stage("train", training.run, training.inputs, fixed=True),
 )
