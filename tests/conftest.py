@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from miyabi_llm.store import Store
     from miyabi_llm.types import Artifact
 
+pytest_plugins = ["tests.alone"]
 USER = config.load()  # the environment as the user has it, before any fixture changes it
 # A shell that starts the tests in its background makes them ignore Ctrl-C, and all their children with them.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -7,7 +7,8 @@ some last words); crash-token (exits after --count tokens); hang (health 200, no
 ignore-term; grandchild (double-forks a child in its own session that holds our pipes and ignores SIGTERM);
 oom (SIGKILLs itself while loading); port-taken (bind error, llama-server's words); flood (--count MiB of binary without
 a newline on stderr, then ok); wrong-identity (offers another model); no-auth (answers without the key);
-never-binds (runs, listens nowhere); slow (a chat takes --answer seconds, and /slots says who is busy).
+never-binds (runs, listens nowhere); slow (a chat takes the `seconds` of its body, else --answer, and /slots says who
+is busy; with `stream` it is a stream whose first piece comes at once).
 """
 
 import argparse
@@ -70,7 +71,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """One token, or --mode's way of failing to give it."""
-        self.rfile.read(int(self.headers.get("content-length") or 0))
+        asked = json.loads(self.rfile.read(int(self.headers.get("content-length") or 0)) or "{}")
         if not self.admitted():
             return
         with Handler.lock:
@@ -84,13 +85,34 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/v1/completions":
             self.say(200, {"choices": [{"text": "a", "finish_reason": "length"}], "model": self.args.alias})
         elif self.path == "/v1/chat/completions":
-            Handler.chats += 1
-            time.sleep(self.args.answer)
-            Handler.chats -= 1
-            choice = {"message": {"role": "assistant", "content": "a"}, "finish_reason": "length"}
-            self.say(200, {"choices": [choice], "model": self.args.alias})
+            self.chat(asked)
         else:
             self.say(404, {"error": {"code": 404, "message": "File Not Found"}})
+
+    def chat(self, asked: dict[str, Any]) -> None:
+        """An answer that takes its time, whole or as a stream."""
+        seconds = float(asked.get("seconds", self.args.answer))
+        with Handler.lock:
+            Handler.chats += 1
+        if asked.get("stream"):
+            self.send_response(200)
+            self.send_header("content-type", "text/event-stream")
+            self.send_header("transfer-encoding", "chunked")
+            self.end_headers()
+            self.piece(b'data: {"choices": [{"delta": {"content": "a"}}]}\n\n')
+            time.sleep(seconds)
+            self.piece(b'data: {"choices": [{"delta": {}, "finish_reason": "length"}]}\n\ndata: [DONE]\n\n')
+            self.piece(b"")
+        else:
+            time.sleep(seconds)
+            choice = {"message": {"role": "assistant", "content": "a"}, "finish_reason": "length"}
+            self.say(200, {"choices": [choice], "model": self.args.alias})
+        with Handler.lock:
+            Handler.chats -= 1
+
+    def piece(self, data: bytes) -> None:
+        """One chunk of a body; the last one is empty."""
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
 
 
 def grandchild() -> None:

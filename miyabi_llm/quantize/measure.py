@@ -27,9 +27,10 @@ from miyabi_llm.types import Event, OnEvent, silent
 
 BASES_KEPT = 4 << 30  # bytes of recorded bases that stay in the cache, the last used first
 # llama.cpp leaks its logger, "though this design may cause logs to be lost if not flushed before the program exits"
-# (common/log.cpp): about one short run in forty ends without its statistics.
-TRIES = 3
+# (common/log.cpp): one short run in twenty to forty ends without its statistics, more on a busy machine.
+TRIES = 6
 _HEAD = struct.Struct("<8sIii")
+_BEGUN = struct.Struct("<8sI")  # what is written before the tokens are counted; nothing more when they are too few
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,9 @@ class Meter:
                 os.replace(fresh, place)
                 evict(place.parent, keep=place)
                 return Base(place, name, chunks)
-            # a text that is too short ends the program with code 0, and it does not look whether its bytes arrive
+            if fresh.exists() and fresh.stat().st_size == _BEGUN.size:
+                raise quantizing.too_short(said.text)  # the program ends with code 0, its words may be lost
+            # it does not look whether its bytes arrive
             trouble = quantizing.explain(quantizing.PERPLEXITY, Exit(), said.text, short=True)
             if not isinstance(trouble, DiskFull):
                 break

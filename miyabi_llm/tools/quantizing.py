@@ -211,9 +211,7 @@ def explain(name: str, ended: proc.Exit, text: str, *, short: bool = False) -> M
             "this type needs an importance matrix", hint="`--imatrix auto` makes one; larger types need none: Q3_K_S."
         )
     if "you need at least" in text:
-        return BadUsage(
-            f"the evaluation text is too short: {_line(text, 'tokenizes to only')}", hint="Give a longer --eval FILE."
-        )
+        return too_short(text)
     if "iostream error" in text or "No space left" in text:
         return DiskFull(f"{name} could not write all of its file", hint="Free some space, then run the command again.")
     if "requantizing from type" in text:
@@ -233,6 +231,12 @@ def explain(name: str, ended: proc.Exit, text: str, *, short: bool = False) -> M
     if short:
         return DiskFull(f"{name} did not write all of its file", hint="Free some space, then run the command again.")
     return MiyabiError(f"{name} {how}", hint=_last(text), exit=ended.code, signal=ended.signal)
+
+
+def too_short(text: str) -> BadUsage:
+    """The error for an evaluation text that fills no window; `text` is what the program said of it, if anything."""
+    said = _line(text, "tokenizes to only")
+    return BadUsage(f"the evaluation text is too short{said and f': {said}'}", hint="Give a longer --eval FILE.")
 
 
 def _line(text: str, word: str) -> str:

@@ -44,6 +44,7 @@ def test_fewer_requests_than_streams() -> None:
     assert (run.sent, len(asker.got), run.health.offered) == (3, 3, 3)
 
 
+@pytest.mark.alone
 def test_an_open_loop_sends_each_arrival_at_its_time_and_never_before() -> None:
     asker = Asker()
     times = [0.0, 0.05, 0.051, 0.2]
@@ -115,6 +116,7 @@ def test_ordered_tells_each_result_before_the_next_call_of_its_stream() -> None:
         assert engine.run(Load(concurrency=4, requests=40), Talk(ordered=True)).failed == 0
 
 
+@pytest.mark.alone
 def test_the_ramp_spreads_the_first_sends() -> None:
     with serving(slowly(0.05)) as target, Engine([target]) as engine:
         run = engine.run(Load(concurrency=4, duration_s=0.7, ramp_s=0.4), asker := Asker())
@@ -166,6 +168,7 @@ def test_a_server_that_dies_in_the_middle() -> None:
     assert (run.failed, len(asker.got)) == (2, 8)
 
 
+@pytest.mark.alone
 def test_stop_ends_it_at_once_and_tells_what_was_in_flight() -> None:
     with serving(slowly(1)) as target, Engine([target]) as engine:
         threading.Timer(0.2, engine.stop, ("enough",)).start()
@@ -216,6 +219,7 @@ def test_begins_at_a_given_time() -> None:
     assert 0 <= run.begin_ns - at < 1_000_000_000
 
 
+@pytest.mark.alone
 def test_what_makes_a_result_invalid() -> None:
     lag = Lag(100, 0.001, 0.002, 0.003)
     fine = ClientHealth(lag, lag, lag, 0.3, 1, 10.0, 9.9, True)

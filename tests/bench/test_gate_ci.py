@@ -13,6 +13,7 @@ import yaml
 
 from tests.bench.wire import mock
 
+pytestmark = pytest.mark.alone  # it measures time
 FOLDER = Path(__file__).parent.parent.parent / "docs" / "how-to" / "bench-gate"
 BIN = Path(sys.executable).parent
 QUICK, SLOW = (

@@ -18,6 +18,7 @@ from miyabi_llm.bench.workload import load_workload
 from miyabi_llm.types import Endpoint, Event
 from tests.bench.wire import mock
 
+pytestmark = pytest.mark.alone  # it measures time
 PLAN = Plan(pairs=3, warmup=1, rounds=12, budget_s=30, block_s=0.15)
 RULES = parse_all(["ttft_p50 > +60%", "tpot_p50 > +60%", "error_rate > +1%"])
 QUICK, SLOW = (

@@ -11,6 +11,7 @@ from miyabi_llm.bench.selftest import Check, Plan, SelfTest, Truth, quantile, se
 from miyabi_llm.bench.values import Call, Piece, Raw, Target
 from miyabi_llm.types import Endpoint, Event, plain
 
+pytestmark = pytest.mark.alone  # it measures time
 SMALL = Plan(
     streams=8,
     stream_s=1.0,

@@ -31,7 +31,8 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(tmp_path / "data", tmp_path / "cache", tmp_path / "config", tmp_path, env=env)
 
 
-_PORTS = itertools.count(20000 + os.getpid() % 20000)
+# Several processes run tests at once, with pids that follow each other: each has 400 ports, below those of the kernel.
+_PORTS = itertools.count(20000 + os.getpid() % 30 * 400)
 
 
 def free_port() -> int:

@@ -10,9 +10,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import pytest
 
 from miyabi_llm import serve
@@ -207,21 +209,39 @@ def test_a_second_ctrl_c_kills_at_once(plan: MakePlan, tmp_path: Path, alias: st
     assert not processes(alias)
 
 
-@pytest.mark.parametrize(("takes", "answered"), [(1.0, True), (60.0, False)])
-def test_p17_a_signal_waits_for_requests_within_the_grace(
-    plan: MakePlan, tmp_path: Path, takes: float, answered: bool
+def test_p17_a_signal_with_ten_streams_waits_for_those_that_end_within_the_grace(
+    plan: MakePlan, tmp_path: Path
 ) -> None:
-    """P17."""
-    slow = plan("slow", "--answer", str(takes))
+    """P17: the others are cut, so that no client takes them for whole."""
+    slow = plan("slow")
     process = foreground(slow, tmp_path, grace=2.0)
     ready(process)
-    chat = ask(slow)
-    time.sleep(0.3)
-    begin = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    assert finish(process) == 0
-    assert time.monotonic() - begin < 4.5
-    assert (b'"choices"' in chat.communicate(timeout=10)[0]) is answered
+    with ThreadPoolExecutor(10) as pool:
+        begun = threading.Barrier(11)
+        streams = [pool.submit(stream, slow, 1.0 if n % 2 else 60.0, begun) for n in range(10)]
+        begun.wait(20)
+        begin = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert finish(process) == 0
+        assert time.monotonic() - begin < 4.5
+        assert [s.result(10) for s in streams] == ["cut", "whole"] * 5
+
+
+def stream(plan: LaunchPlan, seconds: float, begun: threading.Barrier) -> str:
+    """How a streamed chat ended that takes so long; `begun` is met when its first piece is here."""
+    assert plan.endpoint.key is not None
+    url = f"{plan.endpoint.base_url}/v1/chat/completions"
+    headers = {"authorization": f"Bearer {plan.endpoint.key.reveal()}"}
+    body = {"stream": True, "seconds": seconds}
+    with httpx.stream("POST", url, json=body, headers=headers, timeout=90, trust_env=False) as answer:
+        lines = answer.iter_lines()
+        said = [next(lines)]
+        begun.wait(20)
+        try:
+            said.extend(lines)
+        except httpx.RemoteProtocolError:
+            return "cut"
+    return "whole" if "data: [DONE]" in said else "ended as if it were whole"
 
 
 def test_a_second_signal_does_not_wait_for_requests(plan: MakePlan, tmp_path: Path) -> None:
