@@ -34,7 +34,7 @@ test: $(VENV)/.test ## the tests that CI runs
 	@$(BIN)/miyabi-llm backend install llama-cpp --tools
 	@$(BIN)/miyabi-llm backend install embedded
 	@$(BIN)/miyabi-llm finetune install
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/.check ## types, lint and format
 	$(BIN)/mypy
