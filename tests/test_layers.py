@@ -55,6 +55,7 @@ RANKS: dict[str, int] = {
     "miyabi_llm.route": 2,
     "miyabi_llm.cli": 3,
     "miyabi_llm.gateway": 3,
+    "miyabi_llm.mcp": 3,
     "miyabi_llm.__main__": 3,
 }
 # A verb never imports another verb.

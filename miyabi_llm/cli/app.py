@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "stop": ("servers", "Stop a server."),
     "connect": ("connect", "Point a client program at a running server."),
     "run": ("run", "Ask a model once, or chat with it."),
+    "mcp": ("mcp", "Give local models to Claude Code and other MCP hosts as tools."),
     "batch": ("batch", "Ask a file of requests, and write a file of answers."),
     "bench": ("bench", "Measure servers under load: numbers one can trust, and a gate for CI."),
     "gateway": ("gateway", "Put one address in front of Claude and the models here; a policy says what may leave."),

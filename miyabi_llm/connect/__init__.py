@@ -1,11 +1,13 @@
 """Point a client program at a running server: what to set where, printed, or merged into the client's own file."""
 
 from miyabi_llm.connect.clients import CLIENTS, connection
+from miyabi_llm.connect.hosts import HOSTS, host_settings, passed
 from miyabi_llm.connect.merge import apply, preview
 from miyabi_llm.connect.values import Connection, FileSettings, KeySource, Target, Written
 
 __all__ = [
     "CLIENTS",
+    "HOSTS",
     "Connection",
     "FileSettings",
     "KeySource",
@@ -13,5 +15,7 @@ __all__ = [
     "Written",
     "apply",
     "connection",
+    "host_settings",
+    "passed",
     "preview",
 ]
