@@ -1,7 +1,8 @@
-"""Write smoke.jsonl: messages to a help desk, and the one word that says who answers. Small, closed, and ours."""
+"""Write smoke.jsonl: words from messages to a help desk, and the one word that says who answers. Closed, and ours."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from pathlib import Path
@@ -15,33 +16,25 @@ TEAMS = {
     "printing": ["printer", "toner", "paper tray", "scanner", "label maker", "copier", "ink cartridge", "plotter"],
     "network": ["wifi", "router", "VPN", "firewall", "cable", "switch", "DNS entry", "access point"],
     "people": ["holiday", "sick note", "payslip", "parental leave", "contract", "time sheet", "interview", "trainee"],
-}  # fmt: skip
-FRAMES = [
-    "There is a problem with the {} since this morning.",
-    "Who can help me with a {}?",
-    "I have a question about the {} of our branch.",
-    "The {} from last week is wrong, please look into it.",
-    "Could somebody explain to me how the {} works here?",
-    "Nobody answers when I ask for the {}.",
-    "We need another {} before Friday.",
-    "My colleague says that the {} is missing again.",
-]
+}
+FRAMES = ["{}: who can help?", "{}: wrong since Monday.", "Question about {}."]
+ROWS = 32  # a team; of the 70 ways to take four of its eight words
+WORDS = 4  # in a message
 
 
 def rows() -> list[dict[str, object]]:
-    """Each word in four of the eight sentences; every sentence and every word is learned, no pair is learned twice."""
+    """No two messages hold the same four words: what is held out was never seen, though each of its words was."""
+    rng = random.Random(5)
     made = []
-    for number, (team, words) in enumerate(TEAMS.items()):
-        for i, word in enumerate(words):
-            for j in range(4):
-                asked = FRAMES[(i + number + 2 * j + j // 2) % len(FRAMES)].format(word)
-                made.append([
-                    {"role": "system", "content": SYSTEM},
-                    {"role": "user", "content": asked},
-                    {"role": "assistant", "content": team},
-                ])  # fmt: skip
-    random.Random(5).shuffle(made)
-    return [{"messages": turns} for turns in made]
+    for team, words in TEAMS.items():
+        chosen = list(itertools.combinations(words, WORDS))
+        rng.shuffle(chosen)
+        for i, some in enumerate(chosen[:ROWS]):
+            asked = FRAMES[i % len(FRAMES)].format(", ".join(rng.sample(some, WORDS)))
+            turns = [("system", SYSTEM), ("user", asked), ("assistant", team)]
+            made.append({"messages": [{"role": role, "content": content} for role, content in turns]})
+    rng.shuffle(made)
+    return made
 
 
 def text() -> str:
