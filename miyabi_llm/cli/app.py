@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "quantize": ("quantize", "Quantize a model, measure the loss, and keep the best that fits."),
     "finetune": ("finetune", "Train a model from a recipe, and prove what came out."),
     "convert": ("convert", "Make a copy of a GGUF model in safetensors, for vLLM and for training."),
+    "data": ("data", "Look at rows before they are trained on, and make rows of a git history."),
     "backend": ("backend", "Install and list the programs that run models."),
     "doctor": ("doctor", "Judge this machine and say what to type."),
 }

@@ -13,6 +13,11 @@ VERBS: dict[str, tuple[str, str]] = {
     "run": ("finetune_run", "Do every stage of a recipe; a run that was interrupted goes on."),
     "resume": ("finetune_run", "Go on with a run that was interrupted, from its last whole checkpoint."),
     "status": ("finetune_status", "Say how runs stand: what is finished, and how far training is."),
+    "preview": (
+        "finetune_preview",
+        "Show rows as tokens, coloured by what is trained, and what is noticed.",
+    ),
+    "schema": ("finetune_preview", "Print the JSON Schema of recipes, for the completion of an editor."),
     "install": ("finetune_install", "Make the environment that trains, once."),
 }
 DEFAULT = "run"
