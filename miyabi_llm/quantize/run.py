@@ -313,9 +313,11 @@ def _failed(source: Source, best: _File, measured: list[Measured], limits: Limit
         "why": list(best.measured.why), "measured": rows,
     }  # fmt: skip
     place, beside = quarantine.keep(store, best.path, report)
+    more = [f"{m.type} {m.quality.kld:.4f}, up to {m.quality.high:.4f}" for m in measured if m.type != kind]
+    tried = f"No better: {'; '.join(more)}. " if more else ""
     return GateFailed(
         f"{kind}: {'; '.join(best.measured.why)}",
-        hint="Nothing was published. Take a larger type or budget, or a larger --max-kld. "
+        hint=f"{tried}Nothing was published. Take a larger type or budget, or a larger --max-kld. "
         f"The file and a report lie in {beside}.",
         measured=rows, quarantine=str(place), report=str(beside),
     )  # fmt: skip

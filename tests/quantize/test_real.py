@@ -140,6 +140,7 @@ def test_of_two_that_fail_the_better_one_is_kept(source: Source, shop: Shop) -> 
     with pytest.raises(GateFailed, match="Q3_K_M: ") as e:
         quantize.quantize(source, order, shop)
     assert [m["type"] for m in e.value.details["measured"]] == ["Q3_K_M", "Q2_K"]
+    assert (e.value.hint or "").startswith("No better: Q2_K ")
     assert sorted(p.suffix == ".json" for p in shop.store.layout.quarantine.iterdir()) == [False, True]
 
 
