@@ -50,16 +50,16 @@ def open_source(
 
 def _open(ref: ModelRef, store: Store, settings: Settings, on_event: OnEvent, lora: Path | None) -> Source:
     from miyabi_llm import quantize as verb
-    from miyabi_llm.quantize import adapters, convert, original
+    from miyabi_llm.quantize import convert, merging, original
 
     home = settings.user_home
     if not original.is_folder(ref, store, home):
         source = verb.open_source(ref, store, home)
-        return adapters.merged(source, None, lora, kit(store, settings, on_event)) if lora else source
+        return merging.merged(source, None, lora, kit(store, settings, on_event)) if lora else source
     folder, tools = original.open_folder(ref, store, home), kit(store, settings, on_event)
     made = convert.to_gguf(folder, tools)
     source = verb.open_source(made.ref, store, home)
-    return adapters.merged(source, folder, lora, tools) if lora else source
+    return merging.merged(source, folder, lora, tools) if lora else source
 
 
 @contextmanager

@@ -59,30 +59,45 @@ def to_gguf(folder: Folder, kit: Kit) -> Artifact:
         kit.on_event(Event("phase", "convert", f"{ref} is here already"))
         return here
     with working(kit.store, kit.settings.cache) as work:
-        check_disk(folder.parameters * BYTES + SLACK, kit.store)
-        converter = kit.converter(kit.on_event)
-        if not converter.knows(kind := folder.promise.architecture):
-            raise BadUsage(f"llama.cpp cannot convert {kind or 'it'}", hint="Pull a GGUF of this model instead.")
-        started = time.monotonic()
-        kit.on_event(Event("phase", "original", f"reading every weight of {said(folder.ref)}"))
-        place, mended = lay_out(folder, work.folder / word(ref.name))
-        target = work.target()
-        look, outtype = _converted(folder, place, target, converter, work, kit)
-        findings = inspect(target, folder, look, kit)
+        target, facts = written(folder, ref, kit, work)
         if folder.state() != state:
             raise Corrupt(f"{said(folder.ref)} changed while it was converted", hint="Nothing was published.")
-        pass_or_quarantine(target, ref, findings, kit)
-        seconds = round(time.monotonic() - started, 1)
-        notes = [mended] if mended else []
-        card = _card(folder, before, findings, look, converter) | {
-            "seconds": seconds,
-            "outtype": outtype,
-            "notes": notes,
-        }
+        made = {"from": said(folder.ref), "sha256": dict(before), **facts}
         return publish(work, target, Artifact(
             ref, "gguf", (), "local", f"converted from {said(folder.ref)}", _now(),
-            folder.artifact.license if folder.artifact else None, _lineage(folder, before, card),
+            folder.artifact.license if folder.artifact else None, _lineage(folder, before, made),
         ), kit)  # fmt: skip
+
+
+def written(folder: Folder, ref: ModelRef, kit: Kit, work: Work) -> tuple[Path, dict[str, Any]]:
+    """A GGUF of the folder that passed every gate, not yet published as `ref`, and what the card says of it.
+
+    Raises as `to_gguf`.
+    """
+    check_disk(folder.parameters * BYTES + SLACK, kit.store)
+    converter = kit.converter(kit.on_event)
+    if not converter.knows(kind := folder.promise.architecture):
+        raise BadUsage(f"llama.cpp cannot convert {kind or 'it'}", hint="Pull a GGUF of this model instead.")
+    started, state = time.monotonic(), folder.state()
+    kit.on_event(Event("phase", "original", f"reading every weight of {said(folder.ref)}"))
+    (work.folder / "layout").mkdir()
+    place, mended = lay_out(folder, work.folder / "layout" / word(ref.name))
+    target = work.target()
+    look, outtype = _converted(folder, place, target, converter, work, kit)
+    findings = inspect(target, folder, look, kit)
+    if folder.state() != state:
+        raise Corrupt(f"{said(folder.ref)} changed while it was converted", hint="Nothing was published.")
+    pass_or_quarantine(target, ref, findings, kit)
+    return target, {
+        "tool": "llama.cpp convert_hf_to_gguf.py",
+        "commit": converter.commit,
+        "tools": dict(look.versions),
+        "largest": look.largest,
+        "gates": [{"name": f.name, "level": f.level, "message": f.message} for f in findings],
+        "seconds": round(time.monotonic() - started, 1),
+        "outtype": outtype,
+        "notes": [mended] if mended else [],
+    }
 
 
 def _converted(
@@ -200,20 +215,6 @@ def taken(ref: ModelRef, sha256: Mapping[str, Digest], kit: Kit) -> Artifact | N
     if not isinstance(made, Mapping):
         raise BadUsage(f"{ref} is another model of the store", hint=f"`miyabi-llm rm {ref}`, or rename the folder.")
     return here if made.get("sha256") == dict(sha256) else None
-
-
-def _card(
-    folder: Folder, sha256: Mapping[str, Digest], findings: Sequence[Finding], look: Look, converter: Converter
-) -> dict[str, Any]:
-    return {
-        "from": said(folder.ref),
-        "sha256": dict(sha256),
-        "tool": "llama.cpp convert_hf_to_gguf.py",
-        "commit": converter.commit,
-        "tools": dict(look.versions),
-        "largest": look.largest,
-        "gates": [{"name": f.name, "level": f.level, "message": f.message} for f in findings],
-    }
 
 
 def _lineage(folder: Folder, sha256: Mapping[str, Digest], made: Mapping[str, Any]) -> dict[str, Any]:

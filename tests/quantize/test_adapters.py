@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miyabi_llm.errors import BadUsage
-from miyabi_llm.quantize.adapters import moved, scaling
+from miyabi_llm.quantize.adapters import merge_first, moved, refuse, scaling
 
 CONFIG: dict[str, Any] = {"peft_type": "LORA", "r": 16, "lora_alpha": 16, "bias": "none"}
 AT = "base_model.model.model.layers.{}.self_attn.{}_proj"
@@ -62,18 +62,32 @@ def test_the_server_s_scale_is_the_trainer_s(rank: int, alpha: float, rslora: bo
 @pytest.mark.parametrize(
     ("more", "name", "said"),
     [
-        ({"use_dora": True}, None, "DoRA"),
-        ({}, "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector", "DoRA"),
-        ({"modules_to_save": ["embed_tokens", "lm_head"]}, None, "whole modules .embed_tokens, lm_head."),
+        ({"use_dora": True}, None, "is DoRA"),
+        ({}, "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector", "is DoRA"),
+        ({"modules_to_save": ["embed_tokens", "lm_head"]}, None, "holds whole modules (embed_tokens, lm_head)"),
+        ({"modules_to_save": ["lm_head"]}, "base_model.model.lm_head.weight", "holds whole modules (lm_head)"),
+        ({"bias": "all"}, None, "trains biases"),
+        ({"lora_bias": True}, None, "trains biases"),
+    ],
+)
+def test_what_peft_must_merge(more: dict[str, Any], name: str | None, said: str) -> None:
+    config, found = CONFIG | more, TWO | ({name: (64,)} if name else {})
+    refuse(config, found)
+    assert merge_first(config, found) == said
+    assert merge_first(CONFIG, TWO) is None
+
+
+@pytest.mark.parametrize(
+    ("more", "name", "said"),
+    [
         ({}, "base_model.model.lm_head.weight", "no part of a LoRA"),
-        ({"bias": "all"}, None, "biases"),
         ({"peft_type": "IA3"}, None, "IA3"),
         ({"trainable_token_indices": [1]}, None, "tokens"),
     ],
 )
-def test_what_must_be_merged_first(more: dict[str, Any], name: str | None, said: str) -> None:
+def test_what_is_refused(more: dict[str, Any], name: str | None, said: str) -> None:
     with pytest.raises(BadUsage, match=said) as e:
-        scaling(CONFIG | more, TWO | ({name: (64,)} if name else {}))
+        refuse(CONFIG | more, TWO | ({name: (64,)} if name else {}))
     assert e.value.hint is not None
     assert "Merge it into the model first" in e.value.hint
 
@@ -81,7 +95,7 @@ def test_what_must_be_merged_first(more: dict[str, Any], name: str | None, said:
 @pytest.mark.parametrize("alpha", [0, None, "16", True, math.inf, math.nan])
 def test_an_alpha_that_is_no_number(alpha: object) -> None:
     with pytest.raises(BadUsage, match="lora_alpha"):
-        scaling(CONFIG | {"lora_alpha": alpha}, TWO)
+        refuse(CONFIG | {"lora_alpha": alpha}, TWO)
 
 
 def test_moved_probability() -> None:

@@ -6,7 +6,9 @@ The converter's environment takes some minutes to install the first time.
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,12 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from miyabi_llm import quantize
+from miyabi_llm import quantize, safetensors
 from miyabi_llm.cli import execute, sources
 from miyabi_llm.errors import BadUsage, Corrupt, GateFailed, Missing, NetworkError
-from miyabi_llm.quantize import Order, adapters, convert, open_source, original
+from miyabi_llm.quantize import Order, convert, merging, open_source, original
 from miyabi_llm.quantize.convert import Kit
 from miyabi_llm.quantize.run import Shop
+from miyabi_llm.quantize.trainer import Trainer
 from miyabi_llm.refs import ModelRef
 from miyabi_llm.tools import converting, llama_cpp
 from miyabi_llm.tools.converting import Converter
@@ -193,7 +196,7 @@ def test_an_adapter_is_merged_as_its_trainer_scales_it(
     some = adapter(tmp_path / "some", monkeypatch, lora_alpha=4.0, alpha_pattern={"q_proj": 8.0})
     found = {}
     for path in (plain, twice, root, part, some):
-        made = adapters.merged(base, opened(folder, kit), path, kit)
+        made = merging.merged(base, opened(folder, kit), path, kit)
         assert made.artifact is not None
         assert made.artifact.card["converted"]["gates"]["moved_by_adapter"] > 0.01
         found[path.name] = made.artifact.files[0].sha256
@@ -206,12 +209,91 @@ def test_an_adapter_that_changes_nothing(
 ) -> None:
     base = open_source(convert.to_gguf(opened(folder, kit), kit).ref, kit.store, tmp_path)
     with pytest.raises(GateFailed, match="changes nothing"):
-        adapters.merged(base, opened(folder, kit), adapter(tmp_path / "a", monkeypatch, lora_alpha=1e-9), kit)
-    with pytest.raises(BadUsage, match="DoRA"):
-        adapters.merged(base, opened(folder, kit), adapter(tmp_path / "d", monkeypatch, use_dora=True), kit)
+        merging.merged(base, opened(folder, kit), adapter(tmp_path / "a", monkeypatch, lora_alpha=1e-9), kit)
     with pytest.raises(BadUsage, match="no safetensors model"):
-        adapters.merged(base, None, adapter(tmp_path / "n", monkeypatch), kit)
+        merging.merged(base, None, adapter(tmp_path / "n", monkeypatch), kit)
     assert [str(a.ref) for a in kit.store.list()] == ["tiny:gguf"]
+
+
+@pytest.fixture
+def trainer(kit: Kit) -> Trainer:
+    found = Trainer(kit.settings, kit.settings.cache)
+    if not found.here:
+        pytest.skip("no environment with peft: `miyabi-llm finetune install` brings it")
+    return found
+
+
+def whole(made: Path, more: dict[str, tuple[tuple[int, ...], float]], **config: object) -> Path:
+    """The adapter with more tensors, each of one number."""
+    with (made / "adapter_model.safetensors").open("rb") as f:
+        header = safetensors.read(f, (made / "adapter_model.safetensors").stat().st_size)
+        f.seek(0)
+        data = f.read()
+    start = len(data) - sum(t.nbytes for t in header.tensors)
+    tensors: dict[str, tuple[tuple[int, ...], list[float]]] = {}
+    at = start
+    for t in header.tensors:
+        halves = struct.unpack(f"<{t.nbytes // 2}H", data[at : at + t.nbytes])
+        numbers = struct.unpack(f"<{len(halves)}f", struct.pack(f"<{len(halves)}I", *(h << 16 for h in halves)))
+        tensors[t.name] = (t.shape, list(numbers))
+        at += t.nbytes
+    for name, (shape, number) in more.items():
+        tensors[name] = (shape, [number * (1 + i % 7) for i in range(math.prod(shape))])
+    tinyqwen._safetensors(made / "adapter_model.safetensors", tensors)
+    path = made / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    return made
+
+
+class Weakening:
+    """The real converter as it was without our correction: it reads the alpha of the adapter's own configuration."""
+
+    def __init__(self, real: Converter) -> None:
+        self._real = real
+
+    def adapter(self, folder: Path, base: Path, target: Path, work: Path) -> None:
+        """Undo the correction, then convert."""
+        path = folder / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"lora_alpha": 1.0}))
+        self._real.adapter(folder, base, target, work)
+
+
+def test_the_server_says_what_peft_says(
+    folder: Path, kit: Kit, trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an rsLoRA adapter, whose scale llama.cpp's converter leaves out: with the real peft."""
+    base = open_source(convert.to_gguf(opened(folder, kit), kit).ref, kit.store, tmp_path)
+    root = adapter(tmp_path / "root", monkeypatch, lora_alpha=1.0, use_rslora=True)
+    made = merging.merged(base, opened(folder, kit), root, kit)
+    assert made.artifact is not None
+    gates = made.artifact.card["converted"]["gates"]
+    assert gates["moved_from_trainer"] < 0.02 < gates["moved_by_adapter"]  # 16 bits here, 32 there
+    # what comes of the adapter without the correction is told from it
+    other = adapter(tmp_path / "other", monkeypatch, lora_alpha=1.0, use_rslora=True)
+    weak = replace(kit, converter=lambda hear: Weakening(kit.converter(hear)))  # type: ignore[arg-type, return-value]
+    with pytest.raises(GateFailed, match="does not say what the trainer says"):
+        merging.merged(base, opened(folder, kit), other, weak)
+
+
+def test_what_no_lora_file_can_hold_is_merged_by_peft(
+    folder: Path, kit: Kit, trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = "base_model.model.model.layers.{}.self_attn.{}_proj.lora_magnitude_vector"
+    strong = {at.format(i, n): ((tinyhf.WIDTH,), 0.5) for i in range(tinyhf.LAYERS) for n in "qo"}
+    dora = whole(adapter(tmp_path / "dora", monkeypatch), strong, use_dora=True)
+    head = {"base_model.model.lm_head.weight": ((tinyhf.VOCAB, tinyhf.WIDTH), 0.01)}
+    full = whole(adapter(tmp_path / "full", monkeypatch), head, modules_to_save=["lm_head"])
+    base = open_source(convert.to_gguf(opened(folder, kit), kit).ref, kit.store, tmp_path)
+    for path, why in ((dora, "is DoRA"), (full, "holds whole modules (lm_head)")):
+        made = merging.merged(base, opened(folder, kit), path, kit)
+        assert str(made.ref) == f"tiny:{path.name}-gguf"
+        assert made.artifact is not None
+        told = made.artifact.card["converted"]
+        assert why in told["tool"]
+        assert told["gates"]["moved_from_trainer"] < 0.02 < told["gates"]["moved_by_adapter"]
+        assert told["gates"]["merged_kld"] < 1e-3
+        assert [s["step"] for s in made.artifact.card["lineage"]] == ["convert", "merge"]
+        assert str(tmp_path) not in json.dumps(made.artifact.card)
 
 
 def test_the_command(folder: Path, kit: Kit, capsys: pytest.CaptureFixture[str]) -> None:
