@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 # name -> (module under miyabi_llm.cli, what `--help` says). A test holds these lines against the docstrings.
 VERBS: dict[str, tuple[str, str]] = {
+    "check": ("finetune_check", "Say in seconds whether a recipe will run here, and what it will need."),
     "run": ("finetune_run", "Do every stage of a recipe; a run that was interrupted goes on."),
     "resume": ("finetune_run", "Go on with a run that was interrupted, from its last whole checkpoint."),
     "status": ("finetune_status", "Say how runs stand: what is finished, and how far training is."),

@@ -36,17 +36,15 @@ def make(source: Path, sha256: str, tiny: Tiny, engine: Engine, settings: Settin
 
     It is kept in the cache and appears whole or not at all. Raises BadUsage, Corrupt and what the child raises.
     """
-    plan = {"version": VERSION, "sha256": sha256, **asdict(tiny), "packages": _packages(engine)}
-    key = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:12]
-    root = settings.cache / "tiny"
-    folder = root / f"tiny-qwen-{key}"
+    folder = place(sha256, tiny, engine, settings)
+    root = folder.parent
     if folder.is_dir():
         return folder
     with alone(root, ".lock", on_event):
         if folder.is_dir():
             return folder
         on_event(Event("phase", "base", f"a tiny model: {tiny.layers} layers of {tiny.hidden}, seed {tiny.seed}"))
-        work = root / f".{key}.part"
+        work = root / f".{folder.name}.part"
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         with source.open("rb") as f:
@@ -61,6 +59,13 @@ def make(source: Path, sha256: str, tiny: Tiny, engine: Engine, settings: Settin
         (work / "model").rename(folder)
         shutil.rmtree(work, ignore_errors=True)
     return folder
+
+
+def place(sha256: str, tiny: Tiny, engine: Engine, settings: Settings) -> Path:
+    """Where that model lies, or will lie. Pure."""
+    plan = {"version": VERSION, "sha256": sha256, **asdict(tiny), "packages": _packages(engine)}
+    key = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:12]
+    return settings.cache / "tiny" / f"tiny-qwen-{key}"
 
 
 def _packages(engine: Engine) -> Mapping[str, str]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from miyabi_llm.engines import checkpoints, environment
+from miyabi_llm.finetune import estimate as estimating
+from miyabi_llm.finetune import speed
 from miyabi_llm.finetune.context import RunContext, StageResult, digest, listed, made_by, section
 from miyabi_llm.types import Event
 
@@ -36,8 +39,28 @@ def run(ctx: RunContext) -> StageResult:
         "curve": curve,
         "resumed_from": resume.name if resume else None,
         "files": told["files"],
+        "estimate": _held_against(ctx, told),
     }
     return StageResult(figures, listed(ctx.run.adapter))
+
+
+def _held_against(ctx: RunContext, told: Mapping[str, Any]) -> dict[str, Any]:
+    """How good the estimate was: measured by estimated. What was reached is kept for the next estimate."""
+    form = estimating.shape(json.loads((ctx.base.folder / "config.json").read_text(encoding="utf-8")))
+    if told["tokens"] and told["seconds"] > 1:
+        way = speed.way(ctx.recipe.lora.method, ctx.precision, form.parameters)
+        reached = estimating.work(form, ctx.recipe, int(told["tokens"])) / told["seconds"]
+        speed.learn(ctx.machine, way, reached, ctx.settings)
+    before = ctx.record.figures("check").get("estimate")
+    if not before:
+        return {}
+    found = {"memory": round(told["memory"] / before["memory_total"], 2)}
+    done = told["steps"] - told.get("first_step", 0)
+    if before["seconds"] and done:
+        found["time"] = round(told["seconds"] / (before["seconds"] * done / before["steps"]), 2)
+    said = ", ".join(f"{name} {ratio:g} of what was estimated" for name, ratio in found.items())
+    ctx.on_event(Event("log", "estimate", said, data=found))
+    return found
 
 
 def order(ctx: RunContext, identity: str, resume: Path | None) -> dict[str, Any]:

@@ -107,6 +107,13 @@ class Converter:
         args = [str(folder), "--outfile", str(target), "--outtype", outtype, "--model-name", folder.name]
         self._script(MODEL, args, work, on_event)
 
+    def vocabulary(self, folder: Path, target: Path, work: Path) -> None:
+        """Write the tokenizer of the model in `folder` to `target`, without weights: whether it can be converted.
+
+        Raises BadUsage for an architecture or a tokenizer that the script does not know.
+        """
+        self._script(MODEL, [str(folder), "--outfile", str(target), "--vocab-only"], work, silent)
+
     def adapter(self, folder: Path, base: Path, target: Path, work: Path) -> None:
         """Write the LoRA adapter in `folder` to `target` in float32; of `base` only configuration and tokenizer."""
         args = [str(folder), "--base", str(base), "--outfile", str(target), "--outtype", "f32"]

@@ -54,6 +54,7 @@ def run(order: dict[str, Any], say: Any) -> dict[str, Any]:
     files = save(trainer, order, staging)
     return {
         "steps": int(trainer.state.global_step),
+        "first_step": seen.began,
         "loss": float(result.training_loss),
         "curve": seen.curve,
         "evals": [row for row in trainer.state.log_history if "eval_loss" in row],

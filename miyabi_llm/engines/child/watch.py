@@ -24,7 +24,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     def __init__(self, say: Any, root: Path, keep: int, identity: str, patience: tuple[int, float] | None) -> None:
         self._say, self._root, self._keep, self._identity, self._patience = say, root, keep, identity, patience
         self._started = self._tokens = 0.0
-        self._from = 0
+        self.began = 0
         self.curve: list[dict[str, float]] = []
         self.peak = 0
         self.stopped = False
@@ -40,7 +40,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The clock starts."""
-        self._started, self._from = time.monotonic(), state.global_step
+        self._started, self.began = time.monotonic(), state.global_step
         self._say("phase", "train", f"{state.max_steps} steps from {state.global_step}")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
@@ -54,7 +54,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             raise Failed(
                 "failed", f"the {what} is no number at step {state.global_step}", ADVICE, step=state.global_step
             )
-        spent, done = time.monotonic() - self._started, state.global_step - self._from
+        spent, done = time.monotonic() - self._started, state.global_step - self.began
         self._tokens = float(logs.get("num_tokens") or 0.0)
         used = memory()
         self.peak = max(self.peak, used)
