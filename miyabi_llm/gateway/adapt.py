@@ -80,7 +80,7 @@ def _thinking(body: Body, edits: dict[tuple[int, int], str], *, signed_too: bool
     for message, start, end in elements(body.text, messages.start, messages.end):
         if not _thought(message):
             continue
-        kept = [b for b in message["content"] if not _is_thinking(b) or not (signed_too or not b.get("signature"))]
+        kept = [b for b in message["content"] if not (_is_thinking(b) and (signed_too or not _signed(b)))]
         if kept and len(kept) < len(message["content"]):
             edits[start, end] = json.dumps({**message, "content": kept}, ensure_ascii=False, separators=(",", ":"))
             changed = True
@@ -90,6 +90,10 @@ def _thinking(body: Body, edits: dict[tuple[int, int], str], *, signed_too: bool
 def _thought(message: Any) -> bool:
     content = message.get("content") if isinstance(message, Mapping) else None
     return isinstance(content, list) and any(_is_thinking(block) for block in content)
+
+
+def _signed(block: Mapping[str, Any]) -> bool:
+    return bool(block.get("signature")) or block.get("type") == "redacted_thinking"
 
 
 def _is_thinking(block: Any) -> bool:

@@ -23,6 +23,8 @@ from miyabi_llm.types import Secret
 
 KEEP_S = 30.0  # seconds a client's idle connection is kept, and a request's head may take
 
+LINGER_S = 1.0  # seconds in which the rest of a body that is turned away is read, so that its sender sees why
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -62,6 +64,7 @@ async def listen(gateway: Gateway, host: str, port: int, goodbye_s: float) -> As
         handler_cancellation=True,  # a client that leaves ends what was begun for it
         access_log=None,
         keepalive_timeout=KEEP_S,
+        lingering_time=LINGER_S,
         max_field_size=16 << 10,
         max_headers=128,
         auto_decompress=False,
