@@ -86,3 +86,11 @@ class Missed:
     def final(self) -> bool:
         """True when another target, or another time, would say the same: the request itself is at fault."""
         return self.kind == "client"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The line of the audit that allows one try at a cloud: its number, and the word that binds the permit to it."""
+
+    number: str
+    nonce: str

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
+from miyabi_llm.gateway.books import Files
 from miyabi_llm.gateway.clerk import Clerk
 from miyabi_llm.gateway.front import Front
 from miyabi_llm.gateway.http1 import Times
@@ -28,8 +29,9 @@ LINGER_S = 1.0  # seconds in which the rest of a body that is turned away is rea
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a gateway needs beside its order: where local targets are, their keys, the way out, its clients' key."""
+    """What a gateway needs beside its order: its books, where local targets are, their keys, the way out, the key."""
 
+    files: Files
     places: Mapping[str, Place]
     keys: Mapping[str, Secret] = field(default_factory=dict)
     out: Out | None = None
@@ -50,7 +52,7 @@ class Gateway:
 def assemble(order: Order, policy: Policy, parts: Parts) -> Gateway:
     """The gateway of an order. Needs a running event loop."""
     roads = Roads(parts.places, parts.keys, parts.out, parts.times)
-    clerk = Clerk(policy)
+    clerk = Clerk(policy, parts.files, parts.places)
     status = Status(clerk.world)
     guard = Guard(order.host, parts.key, order.hosts, order.origins)
     return Gateway(Front(policy, guard, roads, clerk, status, {}), roads, clerk, status)

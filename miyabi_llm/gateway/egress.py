@@ -58,10 +58,10 @@ def clouds(targets: tuple[Target, ...], env: Mapping[str, str | Secret]) -> dict
 
 
 class Egress:
-    """Serves permits. `written(record)` says whether the audit has a record on its disk."""
+    """Serves permits. `written(target, nonce)` says whether the audit has a permit's record on its disk."""
 
     def __init__(
-        self, known: Mapping[str, Cloud], key: bytes, written: Callable[[str], bool], times: Times | None = None
+        self, known: Mapping[str, Cloud], key: bytes, written: Callable[[str, str], bool], times: Times | None = None
     ) -> None:
         self._known, self._desk, self._written = known, Desk(key), written
         self._pool = Pool(times)
@@ -88,7 +88,7 @@ class Egress:
             cloud = self._known.get(permit.target)
             if cloud is None:
                 raise NoPermit(f"{permit.target} is no cloud target with a key")
-            if not self._written(permit.audit):
+            if not self._written(permit.target, permit.nonce):
                 raise NoPermit("the audit does not have the permit's record")
         except NoPermit as e:
             await _frame(writer, ERROR, _json({"why": "permit", "message": str(e), "begun": False}))

@@ -109,6 +109,7 @@ class Front:
                 return await self._passing.answer(request, asked, course)
             finally:
                 course.seconds = time.perf_counter() - begin
+                self._judge.finish(asked, course)
                 self._status.done(asked, course)
 
     async def _models(self, request: web.BaseRequest) -> web.Response:

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from miyabi_llm.gateway import dialects, retries
 from miyabi_llm.gateway.adapt import adapt
-from miyabi_llm.gateway.asked import Asked, Missed, Opened
+from miyabi_llm.gateway.asked import Asked, Missed, Opened, Record
 from miyabi_llm.gateway.delivery import Slow, deliver
 from miyabi_llm.gateway.headers import Pairs
 from miyabi_llm.gateway.http1 import Failed
@@ -24,10 +24,18 @@ SHOULD_RETRY_S: Final = 60.0  # a client is not left to wait longer than this on
 
 @dataclass(slots=True)
 class Course:
-    """What became of one request. `tried` has target and outcome of each try; `record` names its audit record."""
+    """What became of one request. `tried` has target and outcome of each try; `record` names its audit record.
+
+    `model` and `most` are what was asked for: the model's name and the most tokens of an answer. `entry` is what is
+    reserved in the ledger; `done` is set when the whole answer was passed on.
+    """
 
     decision: Decision
     record: str = ""
+    model: str = ""
+    most: int = 0
+    entry: int | None = None
+    done: bool = False
     tried: list[tuple[str, str]] = field(default_factory=list)
     target: Target | None = None
     changes: tuple[str, ...] = ()
@@ -43,14 +51,20 @@ class Judge(Protocol):
     async def decide(self, asked: Asked) -> Course:
         """The decision for a request."""
 
-    async def permit(self, course: Course, target: Target) -> str:
-        """The record that allows a try at a cloud, on the disk; empty when it may not be made."""
+    async def permit(self, course: Course, target: Target, data: bytes) -> Record | None:
+        """The record that allows a try at a cloud, on the disk; None when it may not be made."""
 
-    def outcome(self, target: Target, missed: Missed | None) -> None:
+    def admit(self, target: Target) -> bool:
+        """Whether a target may be tried now."""
+
+    def outcome(self, course: Course, target: Target, missed: Missed | None) -> None:
         """What a try said about its target; None: it answered."""
 
-    def usable(self, target: Target) -> bool:
-        """Whether a target that stood in the decision may still be tried."""
+    def abandon(self, course: Course, target: Target) -> None:
+        """A try ended because its client left."""
+
+    def finish(self, asked: Asked, course: Course) -> None:
+        """The request is over."""
 
 
 class Passing:
@@ -74,6 +88,7 @@ class Passing:
         response, course.broken = await deliver(request, asked, found, told(course))
         if course.broken is not None:
             course.tried[-1] = (found.target.name, "broken")
+        course.done = course.broken is None
         return response
 
     async def _find(self, asked: Asked, course: Course) -> Opened | Missed | None:
@@ -82,7 +97,7 @@ class Passing:
         last: Missed | None = None
         for number, name in enumerate(names):
             target = self._targets[name]
-            if number and not self._judge.usable(target):
+            if not self._judge.admit(target):  # the circuit opened since the decision, or another one tries it now
                 course.tried.append((name, "skipped"))
                 continue
             more = number + 1 < len(names)
@@ -106,20 +121,23 @@ class Passing:
             if target.local:
                 answer = await self._roads.local(target, asked, adapted)
             else:
-                record = await self._judge.permit(course, target)
-                if not record:
-                    raise Failed("permit", "the request could not be written down, so it is not sent")
+                record = await self._judge.permit(course, target, adapted.data)
+                if record is None:
+                    raise Failed("permit", "the request cannot be paid for or written down, so it is not sent")
                 answer = await self._roads.cloud(target, asked, adapted, course.decision, record)
             found = await open_answer(target, asked, answer, hold=hold)
         except Failed as e:
             found = failed(target, asked, e)
+        except BaseException:
+            self._judge.abandon(course, target)
+            raise
         if isinstance(found, Missed):
             course.tried.append((target.name, str(found.status) if found.why.startswith("status ") else found.kind))
-            self._judge.outcome(target, found)
+            self._judge.outcome(course, target, found)
         else:
             found.changes = adapted.changes
             course.tried.append((target.name, str(found.status)))
-            self._judge.outcome(target, None)
+            self._judge.outcome(course, target, None)
         return found
 
     def _refuse(self, asked: Asked, course: Course) -> web.StreamResponse:
@@ -166,4 +184,4 @@ def _response(status: int, body: bytes, headers: Pairs) -> web.Response:
     return response
 
 
-__all__ = ["Course", "Judge", "Passing", "Slow", "told"]
+__all__ = ["Course", "Judge", "Passing", "Record", "Slow", "told"]

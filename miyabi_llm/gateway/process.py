@@ -71,6 +71,7 @@ def _local_keys(policy: Any) -> dict[str, str]:
 
 
 async def _send(order: Order, known: Any, seal: bytes, front: subprocess.Popen[bytes]) -> int:
+    from miyabi_llm.gateway.books import written
     from miyabi_llm.gateway.egress import Egress
 
     loop = asyncio.get_running_loop()
@@ -79,7 +80,7 @@ async def _send(order: Order, known: Any, seal: bytes, front: subprocess.Popen[b
     order.socket.unlink(missing_ok=True)
     before = os.umask(0o177)
     try:
-        sender = Egress(known, seal, lambda record: True)
+        sender = Egress(known, seal, lambda target, nonce: written(order.audit, target, nonce))
         server = await asyncio.start_unix_server(sender.serve, str(order.socket))
     finally:
         os.umask(before)
@@ -117,10 +118,14 @@ def _front(file: str) -> int:
 async def _answer(order: Order, told: dict[str, Any]) -> int:
     from miyabi_llm.gateway import hook, locality
     from miyabi_llm.gateway.assemble import Parts, assemble, listen
+    from miyabi_llm.gateway.books import open_files
     from miyabi_llm.gateway.roads import Out
     from miyabi_llm.types import Secret
 
     policy = _policy(order)
+    files = open_files(order)
+    if files.why:
+        _say(f"the books: {files.why}")
     places = {t.name: locality.find(t) for t in policy.targets if t.local}
     for name, place in places.items():
         if place.elsewhere:
@@ -132,6 +137,7 @@ async def _answer(order: Order, told: dict[str, Any]) -> int:
         order,
         policy,
         Parts(
+            files=files,
             places=places,
             keys={k: Secret(v) for k, v in told["servers"].items()},
             out=Out(order.socket, bytes.fromhex(told["seal"])) if told["clouds"] else None,
@@ -148,6 +154,8 @@ async def _answer(order: Order, told: dict[str, Any]) -> int:
     except OSError as e:
         _say(f"cannot listen on {order.host}:{order.port}: {e.strerror}")
         return 1
+    finally:
+        files.close()
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Final
 
 from miyabi_llm.gateway import cloud, permit
 from miyabi_llm.gateway.adapt import Adapted
-from miyabi_llm.gateway.asked import Asked, Readable
+from miyabi_llm.gateway.asked import Asked, Readable, Record
 from miyabi_llm.gateway.headers import Pairs, up
 from miyabi_llm.gateway.http1 import Answer, Failed, Order, Pool, Times, origin
 from miyabi_llm.gateway.locality import OllamaCheck, Place
@@ -50,7 +49,9 @@ class Roads:
         path = f"{asked.path}?{asked.query}" if asked.query else asked.path
         return await self._straight(target, Order(asked.method, path, up(adapted.headers, cloud=False), adapted.data))
 
-    async def cloud(self, target: Target, asked: Asked, adapted: Adapted, decision: Decision, record: str) -> Readable:
+    async def cloud(
+        self, target: Target, asked: Asked, adapted: Adapted, decision: Decision, record: Record
+    ) -> Readable:
         """Have a permit made for exactly these bytes and send them through the process out. Raises Failed."""
         if self._out is None:
             raise Failed("permit", "no process sends to clouds")
@@ -63,8 +64,8 @@ class Roads:
             headers=up(adapted.headers, cloud=True),
             digest=permit.digest(adapted.data),
             verdict=decision.verdict.name,
-            audit=record,
-            nonce=secrets.token_hex(16),
+            audit=record.number,
+            nonce=record.nonce,
             expires=time.monotonic() + permit.GOOD_S,
         )
         try:

@@ -95,6 +95,13 @@ class Audit:
         self._count, self._last = number, line
         return number
 
+    def sync(self) -> None:
+        """Make everything that was appended durable. Raises AuditFailed."""
+        try:
+            getattr(os, "fdatasync", os.fsync)(self._fd)
+        except OSError as e:
+            raise AuditFailed(f"{self._path}: {e.strerror}", hint="Nothing was sent.") from e
+
     def close(self) -> None:
         """Close the files."""
         for fd in (self._fd, self._head):

@@ -18,6 +18,7 @@ import httpx
 
 from miyabi_llm.gateway import locality
 from miyabi_llm.gateway.assemble import Gateway, Parts, assemble, listen
+from miyabi_llm.gateway.books import open_files, written
 from miyabi_llm.gateway.egress import Egress, clouds
 from miyabi_llm.gateway.http1 import Times
 from miyabi_llm.gateway.roads import Out
@@ -103,10 +104,16 @@ def running(
         async def live() -> None:
             known = policies.load(work / "policy.toml")
             out = Out(order.socket, SEAL)
-            sender = Egress(clouds(known.targets, {"ANTHROPIC_API_KEY": CLOUD_KEY}), SEAL, lambda record: True, times)
+            sender = Egress(
+                clouds(known.targets, {"ANTHROPIC_API_KEY": CLOUD_KEY}),
+                SEAL,
+                lambda t, n: written(order.audit, t, n),
+                times,
+            )
             places = {t.name: locality.find(t) for t in known.targets if t.local}
             given = {name: Secret(k) for name, k in keys.items()}
-            parts = Parts(places, given, out, Secret(key) if key else None, times)
+            files = open_files(order)
+            parts = Parts(files, places, given, out, Secret(key) if key else None, times)
             gateway = assemble(order, known, parts)
             async with (
                 await asyncio.start_unix_server(sender.serve, str(order.socket)),
@@ -116,6 +123,7 @@ def running(
                 ready.set()
                 await stop.wait()
             sender.close()
+            files.close()
             await asyncio.sleep(0)
 
         def run() -> None:

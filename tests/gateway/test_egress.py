@@ -24,6 +24,9 @@ SEAL = b"k" * 32
 BODY = b'{"model":"m","messages":[],"stream":false}'
 
 
+Written = Callable[[str, str], bool]
+
+
 def good(**changes: object) -> Permit:
     return replace(
         Permit(
@@ -85,7 +88,11 @@ def test_clouds_are_those_with_a_key() -> None:
 
 
 def sent(
-    tmp_path: Path, server: clauded.Clauded, text: str, body: bytes, written: Callable[[str], bool] = lambda r: True
+    tmp_path: Path,
+    server: clauded.Clauded,
+    text: str,
+    body: bytes,
+    written: Written = lambda t, n: True,
 ) -> bytes:
     """What the process out answers to a permit, or Failed."""
     target = Target("claude", "claude", Upstream(server.url, dialects=("anthropic",)))
@@ -116,7 +123,7 @@ def test_with_a_permit_it_is_sent_and_without_not_a_byte(tmp_path: Path) -> None
             ("", BODY, True),
         ):
             with pytest.raises(Failed) as e:
-                sent(tmp_path, server, text, body, lambda record, w=written: w)  # type: ignore[misc]
+                sent(tmp_path, server, text, body, lambda t, n, w=written: w)  # type: ignore[misc]
             assert e.value.why == "permit"
         assert server.connections == 1
 

@@ -12,7 +12,7 @@ import pytest
 from miyabi_llm.gateway.http1 import Times
 from miyabi_llm.gateway.retries import Budget
 from tests import clauded, openaid
-from tests.gateway.house import CHAT, HELLO, House, free_port, policy, running
+from tests.gateway.house import CHAT, HELLO, House, policy, running
 
 GOOD = b"".join(clauded.pieces())
 GONE = "http://127.0.0.1:1"
@@ -65,7 +65,7 @@ def test_bytes_pass_unchanged_and_the_decision_is_told(claude: clauded.Clauded, 
     assert (path, body) == ("/v1/messages?beta=true", odd)
     assert "x-miyabi-hint" not in sent
     told = {k: v for k, v in answer.headers.items() if k.startswith("x-miyabi-")}
-    assert told.pop("x-miyabi-audit-id")
+    assert int(told.pop("x-miyabi-audit-id")) == 1
     assert told.pop("x-miyabi-rule")
     assert told == {
         "x-miyabi-route": "claude",
@@ -151,10 +151,9 @@ def test_G4_silence_is_an_error(claude: clauded.Clauded) -> None:
     assert json.loads(body.rpartition(b"data: ")[2])["error"]["type"] == "timeout_error"
 
 
-def test_G6_an_error_under_a_good_status_is_an_error(claude: clauded.Clauded, alone: House) -> None:
-    claude.script = ["error-200"]
-    assert alone.messages().status_code == 529
-    claude.script = ["error-first"]
+@pytest.mark.parametrize("word", ["error-200", "error-first"])
+def test_G6_an_error_under_a_good_status_is_an_error(claude: clauded.Clauded, alone: House, word: str) -> None:
+    claude.script = [word]
     answer = alone.messages()
     assert (answer.status_code, answer.json()["error"]["type"]) == (529, "overloaded_error")
 
@@ -173,7 +172,6 @@ def test_G7_retry_after(claude: clauded.Clauded, alone: House) -> None:
     assert len(claude.asked) == 1
 
 
-@pytest.mark.skip(reason="the circuit breaker is not wired yet")
 def test_G7_a_spent_month_is_not_asked_again(pair: tuple[House, clauded.Clauded], claude: clauded.Clauded) -> None:
     house, _ = pair
     claude.script = ["spend"]
@@ -229,7 +227,6 @@ def test_G10_no_tls(claude: clauded.Clauded) -> None:
         assert house.messages().status_code in (502, 503)
 
 
-@pytest.mark.skip(reason="the circuit breaker is not wired yet")
 def test_G10_the_circuit_opens_and_a_probe_closes_it(claude: clauded.Clauded) -> None:
     """After some failures a target is not asked any more; what stands in is asked at once."""
     claude.script = ["drop"]
@@ -302,11 +299,3 @@ def test_a_redirect_is_not_followed(claude: clauded.Clauded, alone: House) -> No
     claude.script = ["redirect"]
     assert alone.messages().status_code == 502
     assert all(path == "/v1/messages" and body for path, _, body in claude.asked)
-
-
-def test_G1_a_port_that_opens_later_is_found() -> None:
-    port = free_port()
-    with running(policy(f"here local http://127.0.0.1:{port}", mode="local"), keys={"here": "k"}) as house:
-        assert house.messages().status_code == 503
-        with clauded.serving(port=port):
-            assert house.messages().content == GOOD

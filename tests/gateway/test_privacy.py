@@ -160,7 +160,7 @@ def test_V8_no_word_of_a_request_is_kept(claude: clauded.Clauded, capfd: pytest.
         ) as house,
     ):
         seen = ""
-        for word_of_server in ("ok", "500", "half-json", "error-200", "cut=900"):
+        for word_of_server in ("ok", "cut=900", "half-json", "400", "500"):
             here.script = [word_of_server]
             body = HELLO | {"messages": messages, "metadata": {"user_id": word}}
             if word_of_server == "cut=900":
