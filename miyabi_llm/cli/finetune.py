@@ -19,6 +19,9 @@ VERBS: dict[str, tuple[str, str]] = {
         "Show rows as tokens, coloured by what is trained, and what is noticed.",
     ),
     "schema": ("finetune_preview", "Print the JSON Schema of recipes, for the completion of an editor."),
+    "compare": ("finetune_proof", "Compare two runs, stages or models on the same rows."),
+    "verify": ("finetune_proof", "Hold a run against its card: every hash, and the served files against the trainer."),
+    "reproduce": ("finetune_proof", "Train a run again from its beginning and compare the bytes of the adapter."),
     "install": ("finetune_install", "Make the environment that trains, once."),
 }
 DEFAULT = "run"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -127,22 +128,37 @@ def _difference(old: Any, new: Any, path: str = "") -> str:
 
 def _go(place: RunDir, loaded: Loaded, world: World, on_event: OnEvent, table: Sequence[Stage]) -> Outcome:
     started = time.monotonic()
-    recipe = loaded.recipe
-    method, processes = recipe.train.method, recipe.train.launch.processes * recipe.train.launch.nodes
-    engine = engines.choose(recipe.train.engine, world.machine, method, processes)
-    record = Record(place)
     current = ["start"]
 
     def heard(event: Event) -> None:
         rundir.note(place, current[0], event)
         on_event(event)
 
-    engine.install(world.settings, heard)
-    ctx = RunContext(loaded, place, record, world.settings, world.store, world.machine, engine, world.verbs, heard)
+    ctx = context(place, loaded, world, heard)
+    ctx.engine.install(world.settings, heard)
     for number, stage in enumerate(table, 1):
         current[0] = stage.name
         _stage(stage, ctx, f"{number}/{len(table)}")
-    return Outcome(place.name, place.root, round(time.monotonic() - started, 1), record.all())
+    return Outcome(place.name, place.root, round(time.monotonic() - started, 1), ctx.record.all())
+
+
+def context(place: RunDir, loaded: Loaded, world: World, on_event: OnEvent = silent) -> RunContext:
+    """What stages look at, of a run that is there. Raises Corrupt, MachineLimit."""
+    train = loaded.recipe.train
+    processes = train.launch.processes * train.launch.nodes
+    engine = engines.choose(train.engine, world.machine, train.method, processes)
+    return RunContext(
+        loaded, place, Record(place), world.settings, world.store, world.machine, engine, world.verbs, on_event
+    )
+
+
+@contextmanager
+def opened(name: str, world: World, on_event: OnEvent = silent) -> Iterator[RunContext]:
+    """A run that is there, held meanwhile. Raises BadUsage when there is none of that name, RunBusy."""
+    place = rundir.place(world.settings.home, name)
+    loaded = reopen(place)
+    with rundir.held(place):
+        yield context(place, loaded, world, on_event)
 
 
 def _stage(stage: Stage, ctx: RunContext, count: str) -> None:

@@ -7,13 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from miyabi_llm import proc
 from miyabi_llm.errors import MachineLimit, MiyabiError, ServerFailed
 from miyabi_llm.proc import Child, ports
 from miyabi_llm.proc.resident import resident
 from miyabi_llm.tools.program import Program
+from miyabi_llm.types import Adapter
+
+if TYPE_CHECKING:
+    import httpx
 
 START_S = 300.0  # seconds to load a model
 ANSWER_S = 900.0  # a prompt of some hundred tokens on a processor that others use too
@@ -27,10 +31,18 @@ class Moment:
 
     url: str
     child: Child
+    http: httpx.Client
 
-    def render(self, messages: Sequence[Mapping[str, Any]], tools: object = None, *, begin: bool = False) -> str:
-        """The messages as the model's template writes them; with `begin` an answer is begun. Raises ServerFailed."""
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], tools: object = None, *, begin: bool = False,
+        words: Mapping[str, Any] | None = None,
+    ) -> str:  # fmt: skip
+        """The messages as the model's template writes them; with `begin` an answer is begun. Raises ServerFailed.
+
+        `words` are further ones for the template.
+        """
         body: dict[str, Any] = {"messages": list(messages), "add_generation_prompt": begin}
+        body |= {"chat_template_kwargs": dict(words)} if words else {}
         said = self.ask("/apply-template", body | ({"tools": tools} if tools else {})).get("prompt")
         if not isinstance(said, str):
             raise ServerFailed("the server rendered no text")
@@ -48,7 +60,7 @@ class Moment:
         import httpx
 
         try:
-            said = httpx.get(f"{self.url}/props", timeout=ANSWER_S, trust_env=False).json()
+            said = self.http.get("/props").json()
         except (httpx.HTTPError, ValueError):
             return ""
         text = said.get("bos_token") if isinstance(said, dict) else None
@@ -64,7 +76,7 @@ class Moment:
         import httpx
 
         try:
-            answer = httpx.post(f"{self.url}{path}", json=body, timeout=ANSWER_S, trust_env=False)
+            answer = self.http.post(path, json=body)
             said = answer.json()
         except (httpx.HTTPError, ValueError) as e:
             raise ServerFailed(f"{path}: {e or type(e).__name__}", hint=self.child.tail()[-600:]) from e
@@ -86,13 +98,16 @@ class Kitchen:
 
 
 @contextmanager
-def moment(model: Path, kitchen: Kitchen, ctx: int) -> Iterator[Moment]:
+def moment(model: Path, kitchen: Kitchen, ctx: int, adapters: Sequence[Adapter] = ()) -> Iterator[Moment]:
     """A server of `model` with `ctx` tokens for one caller; gone when the block ends, or when we are.
 
     Raises MachineLimit where it is killed for memory, ServerFailed with its last words.
     """
+    import httpx
+
     port, program, log = ports.free(start=FIRST_PORT), kitchen.program, kitchen.folder / "llama-server.log"
     argv = [*program.argv, "--model", str(model), "--host", "127.0.0.1", "--port", str(port), "--ctx-size", str(ctx)]
+    argv += ["--lora", ",".join(str(a.path) for a in adapters)] if adapters else []
     argv += ["--threads", str(kitchen.threads)] if kitchen.threads else []  # as many slots as `serve` has: the default
     argv += [flag for flag in _IF_THERE if program.has(flag)]
     argv += ["--cache-ram", "0"] if program.has("--cache-ram") else []
@@ -101,7 +116,9 @@ def moment(model: Path, kitchen: Kitchen, ctx: int) -> Iterator[Moment]:
     try:
         url = f"http://127.0.0.1:{port}"
         _wait(child, url)
-        yield Moment(url, child)
+        # one connection for all questions: opening one costs more than a short answer
+        with httpx.Client(base_url=url, timeout=ANSWER_S, trust_env=False) as http:
+            yield Moment(url, child, http)
     finally:
         child.stop(2.0)
 
