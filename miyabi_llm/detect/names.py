@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from miyabi_llm.detect.values import Hit
+from miyabi_llm.detect.values import Hit, Names
 
 _KANJI = r"[一-龥々ヶ]"
 _TITLED = re.compile(
@@ -52,8 +52,8 @@ _NOBODY = frozenset(
 )
 
 
-def find(text: str, surnames: frozenset[str] = frozenset()) -> Iterator[Hit]:
-    """Names with a title or a label; with a list of surnames also bare ones of two to four kanji."""
+def find(text: str, names: Names | None = None) -> Iterator[Hit]:
+    """Names with a title or a label; with lists of names also bare full ones in kanji."""
     if any(title in text for title in _TITLES):
         for m in _TITLED_EN.finditer(text):
             if m["name"].split(" ")[0] not in _NOBODY:
@@ -69,8 +69,8 @@ def find(text: str, surnames: frozenset[str] = frozenset()) -> Iterator[Hit]:
     for m in _LABELLED.finditer(text):
         if not _NOT_NAMES.match(m["name"]):
             yield Hit("name", m.start("name"), m.end("name"), 0.7)
-    if surnames:
-        yield from _listed(text, surnames)
+    if names:
+        yield from _listed(text, names)
 
 
 def _somebody(text: str, m: re.Match[str]) -> bool:
@@ -90,11 +90,25 @@ def _titled(name: str, title: str) -> bool:
     return len(name) >= 2
 
 
-_BARE = re.compile(rf"(?<!{_KANJI}){_KANJI}{{3,6}}(?!{_KANJI})")
+_BARE = re.compile(rf"{_KANJI}{{2,4}} {_KANJI}{{1,3}}|{_KANJI}{{3,}}")
 
 
-def _listed(text: str, surnames: frozenset[str]) -> Iterator[Hit]:
-    """A run of three to six kanji that begins with a surname of the list and is long enough for a given name."""
+def _listed(text: str, names: Names) -> Iterator[Hit]:
+    """A family name and a given name of the lists, side by side or with a space between."""
     for m in _BARE.finditer(text):
-        if any(m[0][:n] in surnames and 1 <= len(m[0]) - n <= 3 for n in (1, 2, 3)):
-            yield Hit("name", m.start(), m.end(), 0.5)
+        run = m[0]
+        at = 0
+        while at < len(run) - 2:
+            size = next((n for n in _sizes(run, at, names)), 0)
+            if size:
+                yield Hit("name", m.start() + at, m.start() + at + size, 0.5)
+            at += size or 1
+
+
+def _sizes(run: str, at: int, names: Names) -> Iterator[int]:
+    for family in (3, 2):
+        if run[at : at + family] in names.family:
+            rest = at + family + (run[at + family : at + family + 1] == " ")
+            for given in (3, 2):
+                if run[rest : rest + given] in names.given and len(run[rest : rest + given]) == given:
+                    yield rest + given - at

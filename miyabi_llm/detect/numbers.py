@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from miyabi_llm.detect.values import Hit
 
 # Seven digits or more, at most three separators between two; not inside a longer word.
-_RUN = re.compile(r"(?<![0-9A-Za-z_])T?[+(]?[0-9](?:[- .()]{0,3}[0-9]){5,20}(?![0-9A-Za-z_])")
+_RUN = re.compile(r"(?<![0-9A-Za-z_])T?[+(]?[0-9](?:[- .()]{0,3}[0-9]){5,}+")
+_SEPARATED = re.compile(r"[- .()]+[0-9]+\Z")
 _LOOK = 28  # characters before a run in which a label counts
 _LABELS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (kind, re.compile(pattern, re.IGNORECASE))
@@ -59,14 +60,21 @@ def luhn(digits: str) -> bool:
 def find(text: str) -> Iterator[Hit]:
     """Every such number in a text (already in one width)."""
     for run in _RUN.finditer(text):
-        yield from _judge(text, run.start(), run.end())
+        end = run.end()
+        after = text[end : end + 1]
+        if after == "_" or (after.isascii() and after.isalpha()):  # the last group belongs to a word
+            last = _SEPARATED.search(run[0], max(0, len(run[0]) - 64))
+            if last is None:
+                continue
+            end = run.start() + last.start()
+        yield from _judge(text, run.start(), end)
 
 
 def _judge(text: str, start: int, end: int) -> Iterator[Hit]:
     """The whole run, or the parts of it between spaces that are something by themselves."""
     label = _label(text[max(0, start - _LOOK) : start])
-    alone = _alone(text, start, end)
-    hit = _what(text, start, end, label, alone=alone)
+    left, right = _alone(text, start, end)
+    hit = _what(text, start, end, label, alone=left and right)
     if hit:
         yield hit
         return
@@ -78,6 +86,7 @@ def _judge(text: str, start: int, end: int) -> Iterator[Hit]:
         for j in range(min(len(pieces), i + 6), i, -1):
             if (i, j) == (0, len(pieces)):
                 continue
+            alone = (left or i > 0) and (right or j < len(pieces))
             hit = _what(text, pieces[i][0], pieces[j - 1][1], label if i == 0 else "", alone=alone)
             if hit:
                 yield hit
@@ -98,12 +107,12 @@ def _label(before: str) -> str:
     return best
 
 
-def _alone(text: str, start: int, end: int) -> bool:
-    """False for a part of something longer: a UUID, a path, a decimal."""
+def _alone(text: str, start: int, end: int) -> tuple[bool, bool]:
+    """False on the side where it is a part of something longer: a UUID, a path, a decimal."""
     before, after = text[max(0, start - 2) : start], text[end : end + 2]
     left = len(before) == 2 and before[1] in "-./:" and before[0].isascii() and before[0].isalnum()
     right = len(after) == 2 and after[0] in "-.:/" and after[1].isascii() and after[1].isalnum()
-    return not left and not right and not before.endswith(("#", "0x"))
+    return not left and not before.endswith(("#", "0x")), not right
 
 
 def _what(text: str, start: int, end: int, label: str, *, alone: bool) -> Hit | None:

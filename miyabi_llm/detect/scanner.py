@@ -51,7 +51,7 @@ def _find(view: View, options: Options) -> Iterator[Hit]:
         if options.deadline is not None and time.perf_counter() > options.deadline:
             raise LateError
         yield from part(view.text)
-    yield from names.find(view.text, options.surnames)
+    yield from names.find(view.text, options.names)
 
 
 def _paths(readings: list[View], wanted: re.Pattern[str]) -> Iterator[str]:

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections import OrderedDict
 from dataclasses import dataclass
+from threading import Lock
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +27,22 @@ class Hit:
 
 
 @dataclass(frozen=True, slots=True)
+class Names:
+    """Family and given names, in kanji."""
+
+    family: frozenset[str]
+    given: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
     """What to look for beyond the rules, and what not to tell.
 
-    `surnames` finds Japanese names without a title or a label; `allow` is a pattern of whole findings that do not
+    `names` finds Japanese names without a title or a label; `allow` is a pattern of whole findings that do not
     count; `paths` a pattern of whole paths that are to be told. `deadline` is a time of `time.perf_counter`.
     """
 
-    surnames: frozenset[str] = frozenset()
+    names: Names | None = None
     allow: re.Pattern[str] | None = None
     paths: re.Pattern[str] | None = None
     deadline: float | None = None
@@ -41,7 +50,8 @@ class Options:
     @property
     def salt(self) -> bytes:
         """Tells results of other options apart in a cache."""
-        return f"{len(self.surnames)}|{self.allow and self.allow.pattern}|{self.paths and self.paths.pattern}|".encode()
+        patterns = [p.pattern if p else "" for p in (self.allow, self.paths)]
+        return "\0".join(("names" if self.names else "", *patterns)).encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +67,13 @@ CLEAN = Result()
 
 
 class Cache:
-    """Results by the SHA-256 of a text, the oldest forgotten first. Holds no text. For one thread."""
+    """Results by the SHA-256 of a text, the oldest forgotten first. Holds no text. Threads may share it."""
 
     def __init__(self, entries: int = 50_000) -> None:
         """`entries`: how many texts to remember (about 200 bytes each where nothing was found)."""
         self._entries = entries
         self._known: OrderedDict[bytes, Result] = OrderedDict()
+        self._lock = Lock()
         self.hits = 0
         self.misses = 0
 
@@ -73,19 +84,21 @@ class Cache:
 
     def get(self, key: bytes) -> Result | None:
         """The result of a text seen before."""
-        result = self._known.get(key)
-        if result is None:
-            self.misses += 1
-        else:
-            self.hits += 1
-            self._known.move_to_end(key)
-        return result
+        with self._lock:
+            result = self._known.get(key)
+            if result is None:
+                self.misses += 1
+            else:
+                self.hits += 1
+                self._known.move_to_end(key)
+            return result
 
     def put(self, key: bytes, result: Result) -> None:
         """Remember a result."""
-        self._known[key] = result
-        if len(self._known) > self._entries:
-            self._known.popitem(last=False)
+        with self._lock:
+            self._known[key] = result
+            if len(self._known) > self._entries:
+                self._known.popitem(last=False)
 
     def __len__(self) -> int:
         return len(self._known)

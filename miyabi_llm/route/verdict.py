@@ -40,19 +40,29 @@ def _reasons(policy: Policy, facts: Facts) -> Iterator[tuple[Verdict, str]]:
     for project in policy.privacy.projects:
         if project.verdict and glob(project.match, facts.project):
             yield project.verdict, f"project {project.match}"
-    for pattern in policy.privacy.deny_globs:
-        if any(glob(pattern, name) or glob(pattern, name.rsplit("/", 1)[-1]) for name in facts.files):
-            yield Verdict.CONFIDENTIAL, f"a path matches {pattern}"
+    for denied in policy.privacy.deny_globs:
+        if any(glob(denied, name) or glob(denied, name.rsplit("/", 1)[-1]) for name in facts.files):
+            yield Verdict.CONFIDENTIAL, f"a path matches {denied}"
 
 
-def glob(pattern: str, text: str) -> bool:
-    """Whether `text` is what `pattern` means, case aside: `*` any, `?` one, a leading `**/` any folder or none."""
-    return _compiled(pattern).fullmatch(text) is not None
+def glob(words: str, text: str) -> bool:
+    """Whether `text` is what `words` mean, case aside: `*` any, `?` one, a leading `**/` any folder or none."""
+    return _compiled(words).fullmatch(text) is not None
 
 
 @lru_cache(maxsize=1024)
-def _compiled(pattern: str) -> re.Pattern[str]:
-    anywhere = pattern.startswith("**/")
-    stars = re.sub(r"\*+", "*", pattern.removeprefix("**/"))
+def _compiled(words: str) -> re.Pattern[str]:
+    return re.compile(_meaning(words), re.IGNORECASE | re.DOTALL)
+
+
+@lru_cache(maxsize=64)
+def pattern(globs: tuple[str, ...]) -> re.Pattern[str]:
+    """One pattern that means any of the globs."""
+    return re.compile("|".join(f"(?:{_meaning(g)})" for g in globs), re.IGNORECASE | re.DOTALL)
+
+
+def _meaning(words: str) -> str:
+    anywhere = words.startswith("**/")
+    stars = re.sub(r"\*+", "*", words.removeprefix("**/"))
     body = "".join(".*" if c == "*" else "." if c == "?" else re.escape(c) for c in stars)
-    return re.compile(f"(?:.*/)?{body}" if anywhere else body, re.IGNORECASE | re.DOTALL)
+    return f"(?:.*/)?{body}" if anywhere else body
