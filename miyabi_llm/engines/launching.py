@@ -28,11 +28,12 @@ def command(
     config = place / "accelerate.json"
     launch = dict(job.launch or {})
     config.write_text(json.dumps(configuration(job.processes, launch)), encoding="utf-8")
-    # Not -I: the processes that accelerate starts are found through the folder's own path; no user variable passes
-    # the list of allowed ones anyway.
-    words = ("-s", "-B", "-m", "accelerate.commands.launch", "--config_file", str(config), str(child), str(order))
-    threads = {} if "OMP_NUM_THREADS" in variables else {"OMP_NUM_THREADS": "1"}
-    return (str(env.python), *words), threads
+    words = ("-I", "-B", "-m", "accelerate.commands.launch", "--config_file", str(config), str(child), str(order))
+    # The processes that accelerate starts get no -I from us: what it would do, these variables do.
+    more = {"PYTHONSAFEPATH": "1", "PYTHONNOUSERSITE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    if launch.get("cpu") and "OMP_NUM_THREADS" not in variables:
+        more["OMP_NUM_THREADS"] = "1"  # one a process, else they stand in each other's way
+    return (str(env.python), *words), more
 
 
 def configuration(processes: int, launch: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def configuration(processes: int, launch: Mapping[str, Any]) -> dict[str, Any]:
     cpu = bool(launch.get("cpu"))
     body: dict[str, Any] = {
         "compute_environment": "LOCAL_MACHINE",
-        "distributed_type": "MULTI_CPU" if cpu else "MULTI_GPU",
+        "distributed_type": "MULTI_GPU",  # torch's own launcher; with use_cpu it makes processes that speak gloo
         "num_processes": processes * machines,
         "num_machines": machines,
         "machine_rank": int(launch.get("rank", 0)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -20,6 +21,8 @@ def run(order: dict[str, Any], say: Any) -> dict[str, Any]:
     """
     if order.get("extra"):
         sys.path.append(order["extra"])
+    if order.get("engine") == "unsloth":
+        importlib.import_module("unsloth")  # before transformers and trl: it changes them
     import transformers
 
     from miyabi_llm.engines.child import common, effective, proof, watch

@@ -14,7 +14,7 @@ LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 
 def load(order: Mapping[str, Any]) -> Any:
     """The model of an order with its adapter, by unsloth."""
-    import unsloth  # isort: skip  # before transformers and trl: it changes them
+    import unsloth
 
     model, _ = unsloth.FastLanguageModel.from_pretrained(**base_words(order))
     if order["lora"]["method"] == "full":
@@ -33,7 +33,7 @@ def base_words(order: Mapping[str, Any]) -> dict[str, Any]:
         "load_in_4bit": order["lora"]["method"] == "qlora",
         "full_finetuning": order["lora"]["method"] == "full",
         "trust_remote_code": False,
-        "local_files_only": True,
+        "random_state": order["train"]["seed"],
     }
 
 
