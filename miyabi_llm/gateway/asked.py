@@ -49,9 +49,10 @@ class Asked:
 
 @dataclass(slots=True)
 class Opened:
-    """An answer that is to be passed on: whole in `data`, or begun with `data` and going on in `rest`.
+    """An answer that is to be passed on: whole in `data`, or begun with `data` and going on with `left` and `rest`.
 
-    `broken` is set when what follows `data` is known already to be an error.
+    `left` came with the beginning and is not yet looked at. `broken` is set when what follows `data` is known already
+    to be an error.
     """
 
     target: Target
@@ -63,6 +64,7 @@ class Opened:
     rest: Readable | None = None
     watch: Watch | None = None
     broken: Broken | None = None
+    left: bytes = b""
     changes: tuple[str, ...] = ()
 
 

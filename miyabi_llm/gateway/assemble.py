@@ -79,6 +79,7 @@ async def listen(gateway: Gateway, host: str, port: int, goodbye_s: float) -> As
         listening.close()
         await server.shutdown(goodbye_s)
         gateway.roads.close()
+        gateway.clerk.settle_local()
         await asyncio.sleep(0)  # closed sockets are given back in the loop's next turn
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -22,10 +23,11 @@ from miyabi_llm.route import facts as fact
 from miyabi_llm.route import keys, prices
 from miyabi_llm.route.decide import decide
 from miyabi_llm.route.prices import Price
-from miyabi_llm.route.savings import saving
+from miyabi_llm.route.savings import Saving, saving
 from miyabi_llm.route.scan import Scan, scan_request
 from miyabi_llm.route.values import Decision, Facts, Health, Policy, State, Target, Verdict
 
+SOON_S: Final = 0.5
 ASIDE: Final = 32 << 10  # bytes from which a body is looked through beside the others
 _NAME: Final = re.compile(r"[A-Za-z0-9._:/@+-]{1,80}")
 
@@ -36,6 +38,7 @@ class Clerk:
     def __init__(self, policy: Policy, files: Files, places: Mapping[str, Place]) -> None:
         self._policy, self._files = policy, files
         self._cache = detect.Cache()
+        self._answers: list[tuple[float, str, str, prices.Usage, Saving]] = []
         self._circuits = Circuits(policy)
         self._flush = Flush(files.audit) if files.audit is not None else None
         self._elsewhere = {name: Health(False, why=p.elsewhere) for name, p in places.items() if p.elsewhere}
@@ -44,8 +47,9 @@ class Clerk:
         """The decision for a request, written down."""
         dialect = dialects.dialect(asked.path)
         headers = dict(asked.headers)
-        if asked.query:
-            headers["x-miyabi-query"] = asked.query  # what stands in the address is looked through too
+        said = [v for k, v in asked.headers if k.lower() in ("user-agent", "accept", "content-type")]
+        # the scan passes over headers that are not sent on as they came; of these a cloud sees some, and the address
+        headers["x-miyabi-sent"] = " ".join((asked.query, *said))
         scan = await self._scan(asked, headers)
         lower = {k.lower(): v for k, v in headers.items()}
         session = fact.session(lower, asked.body.plain())
@@ -57,7 +61,7 @@ class Clerk:
         course = Course(
             decide(self._policy, facts, self._state(asked, facts)), model=facts.model, most=facts.max_tokens
         )
-        self._remember(facts, course.decision)
+        self._remember(facts, course.decision, scan)
         course.record = self._write(self._event(asked, facts, course.decision))
         return course
 
@@ -148,6 +152,7 @@ class Clerk:
             for t in self._policy.targets
         ]
         budget = self._policy.budget
+        self.settle_local()
         money: dict[str, Any] = {"monthly_usd": budget.monthly_usd, "prices_as_of": self._files.prices.as_of}
         if self._files.ledger is not None:
             money |= asdict(self._files.ledger.totals())
@@ -191,11 +196,11 @@ class Clerk:
     def _worst(self, price: Price | None, size: int, most: int) -> float:
         return prices.worst(price, size, most or self._policy.limits.default_max_tokens) if price is not None else 0.0
 
-    def _remember(self, facts: Facts, decision: Decision) -> None:
+    def _remember(self, facts: Facts, decision: Decision, scan: Scan) -> None:
         """Keep a session private from now on that showed more than what the policy takes for granted."""
         if decision.verdict > self._policy.privacy.default_verdict and self._files.taints is not None:
             with suppress(MiyabiError):  # `of` then says confidential
-                self._files.taints.mark(facts.session, decision.verdict)
+                self._files.taints.mark(facts.session, decision.verdict, scan.marks)
 
     def _settle(self, course: Course) -> None:
         ledger, target = self._files.ledger, course.target
@@ -206,11 +211,25 @@ class Clerk:
         if target.local:
             if course.status == 200 and course.broken is None:
                 saved = saving(self._policy, course.model, self._files.prices, used, course.seconds)
-                ledger.local(target.name, model if _NAME.fullmatch(model) else "", used, saved)
+                name = model if _NAME.fullmatch(model) else ""
+                self._later((time.time(), target.name, name, used, saved))
         elif course.entry is not None:
             price = self._price(target, model)
             known = price is not None and course.broken is None and course.done
             ledger.settle(course.entry, prices.cost(price, used) if price is not None and known else None, used)
+
+    def _later(self, answer: tuple[float, str, str, prices.Usage, Saving]) -> None:
+        """Put a local answer into the ledger soon, together with others: it costs no money, so it need not be safe."""
+        self._answers.append(answer)
+        if len(self._answers) == 1:
+            asyncio.get_running_loop().call_later(SOON_S, self.settle_local)
+
+    def settle_local(self) -> None:
+        """Put the local answers so far into the ledger."""
+        answers, self._answers = self._answers, []
+        if self._files.ledger is not None and answers:
+            with suppress(MiyabiError):
+                self._files.ledger.locals(answers)
 
     def _write(self, event: Mapping[str, Any]) -> str:
         """A line of the audit, not waited for; its number, empty when it could not be written."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Final
 
 from aiohttp import web
+from multidict import CIMultiDict
 
 from miyabi_llm.gateway import dialects
 from miyabi_llm.gateway.asked import Asked, Opened
@@ -28,15 +31,14 @@ async def deliver(
 
     Raises Slow when the client takes nothing for WRITE_S, ConnectionError when it is gone.
     """
-    down = web.StreamResponse(status=opened.status, reason=opened.reason or None)
-    for name, value in (*opened.headers, *told):
-        down.headers.add(name, value)
+    headers = CIMultiDict((*opened.headers, *told))
     if opened.rest is None:
-        down.content_length = len(opened.data)
-        await down.prepare(request)
-        await _write(down, opened.data)
-        await down.write_eof()
-        return down, None
+        whole = web.Response(status=opened.status, reason=opened.reason or None, body=opened.data, headers=headers)
+        async with _patience():
+            await whole.prepare(request)
+            await whole.write_eof()
+        return whole, None
+    down = web.StreamResponse(status=opened.status, reason=opened.reason or None, headers=headers)
     try:
         down.headers.setdefault("x-accel-buffering", "no")
         await down.prepare(request)
@@ -55,9 +57,10 @@ async def deliver(
 async def _pump(down: web.StreamResponse, opened: Opened) -> Broken | None:
     assert opened.rest is not None
     assert opened.watch is not None
+    left = opened.left
     while True:
         try:
-            data = await opened.rest.chunk()
+            data, left = left or await opened.rest.chunk(), b""
         except Failed as e:
             if opened.watch.whole:  # the last event is there: what broke was only the connection
                 return None
@@ -71,11 +74,17 @@ async def _pump(down: web.StreamResponse, opened: Opened) -> Broken | None:
 
 
 async def _write(down: web.StreamResponse, data: bytes) -> None:
-    if not data:
-        return
+    if data:
+        async with _patience():
+            await down.write(data)
+
+
+@asynccontextmanager
+async def _patience() -> AsyncIterator[None]:
+    """Raise Slow when the block takes WRITE_S."""
     try:
         async with asyncio.timeout(WRITE_S):
-            await down.write(data)
+            yield
     except TimeoutError:
         raise Slow(f"the client took nothing for {WRITE_S:g} s") from None
 

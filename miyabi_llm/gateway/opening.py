@@ -15,6 +15,7 @@ from miyabi_llm.route.values import Target
 
 WHOLE: Final = 64 << 20  # bytes of an answer that does not stream
 ERROR: Final = 1 << 20  # bytes of an error
+FIRST: Final = 2 << 10  # bytes that are looked at before the first are passed on
 HOLD_S: Final = 2.0  # seconds for which a stream without content is held back, while another target could stand in
 _STREAMS: Final = ("text/event-stream", "application/x-ndjson")
 # What a cloud says when the month's money is spent (HTTP 429 without retry-after).
@@ -49,14 +50,15 @@ async def open_answer(target: Target, asked: Asked, answer: Readable, *, hold: b
 
 
 async def _stream(target: Target, asked: Asked, answer: Readable, *, hold: bool) -> Opened | Missed:
-    watcher, good, broken = watch(asked.path), b"", None
+    watcher, good, left, broken = watch(asked.path), b"", b"", None
     until = asyncio.get_running_loop().time() + HOLD_S
     while not (watcher.content or (good and not hold)):
         try:
             async with asyncio.timeout_at(until if good else None):
-                data = await answer.chunk()
+                data = left or await answer.chunk()
         except TimeoutError:
             break  # it has begun, and is slow: the client need not wait in the dark
+        data, left = data[:FIRST], data[FIRST:]
         if not data:
             fed = watcher.end()
             good += fed.good
@@ -70,7 +72,7 @@ async def _stream(target: Target, asked: Asked, answer: Readable, *, hold: bool)
                 return _broken(target, asked, fed.broken)
             broken = fed.broken  # content and an error in one piece: what is good is passed on, then the error
     opened = Opened(target, answer.status, answer.reason, down(answer.headers), good, watcher.usage)
-    opened.rest, opened.watch, opened.broken = answer, watcher, broken
+    opened.rest, opened.watch, opened.broken, opened.left = answer, watcher, broken, left
     return opened
 
 

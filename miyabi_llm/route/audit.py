@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ class Audit:
             ) from e
         except OSError as e:
             raise AuditFailed(f"{path}: {e.strerror}", hint="Nothing goes to a cloud without a log.") from e
-        self._count, self._last = self._resume()
+        self._count, self._last = self._end = self._resume()
 
     def _resume(self) -> tuple[int, str]:
         data = self._path.read_bytes()
@@ -81,29 +82,36 @@ class Audit:
         An event holds names, counts and hashes; text of a request has no place in it.
         """
         number = self._count + 1
-        body = {"n": number, "at": round(self._clock(), 3), **event, "prev": self._last}
-        line = seal(self._key, _canonical(body), _CHAIN)
-        data = json.dumps(body | {"hash": line}, ensure_ascii=True, separators=(",", ":")).encode() + b"\n"
+        body = _canonical({"n": number, "at": round(self._clock(), 3), **event, "prev": self._last})
+        line = seal(self._key, body, _CHAIN)
+        data = b'%b,"hash":"%b"}\n' % (body[:-1], line.encode())
         try:
             if os.write(self._fd, data) != len(data):
                 raise OSError(28, "the disk is full")
-            os.pwrite(self._head, _head_line(self._key, number, line), 0)
-            if sync:
-                getattr(os, "fdatasync", os.fsync)(self._fd)
         except OSError as e:
             raise AuditFailed(f"{self._path}: {e.strerror}", hint="Nothing was sent.") from e
-        self._count, self._last = number, line
+        self._count, self._last = self._end = (number, line)
+        if sync:
+            self.sync()
         return number
 
     def sync(self) -> None:
-        """Make everything that was appended durable. Raises AuditFailed."""
+        """Make everything that was appended durable; the head file may lag behind until then. Raises AuditFailed.
+
+        May be called from another thread than `append`.
+        """
+        number, line = self._end
         try:
+            if number:
+                os.pwrite(self._head, _head_line(self._key, number, line), 0)
             getattr(os, "fdatasync", os.fsync)(self._fd)
         except OSError as e:
             raise AuditFailed(f"{self._path}: {e.strerror}", hint="Nothing was sent.") from e
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files, the head file up to date."""
+        with suppress(AuditFailed, AttributeError):  # AttributeError: it never came to be open
+            self.sync()
         for fd in (self._fd, self._head):
             os.close(fd)
 

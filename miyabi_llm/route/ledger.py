@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -111,13 +111,16 @@ class Ledger:
 
     def local(self, target: str, model: str, usage: Usage, saved: Saving) -> None:
         """Note an answer of a local target and what it saved."""
-        now = self._clock()
+        self.locals(((self._clock(), target, model, usage, saved),))
+
+    def locals(self, answers: Iterable[tuple[float, str, str, Usage, Saving]]) -> None:
+        """Note several answers of local targets, each with its time, in one transaction."""
         with self._transaction() as db:
-            db.execute(
+            db.executemany(
                 "insert into entries (at, month, target, model, state, usd, input, output, cache_read, cache_write,"
                 " instead, cloud_usd, power_usd) values (?, ?, ?, ?, 'local', 0, ?, ?, ?, ?, ?, ?, ?)",
-                (now, month_of(now), target, model, usage.input, usage.output, usage.cache_read, usage.cache_write,
-                 saved.instead, saved.cloud, saved.power),
+                [(at, month_of(at), target, model, u.input, u.output, u.cache_read, u.cache_write,
+                  saved.instead, saved.cloud, saved.power) for at, target, model, u, saved in answers],
             )  # fmt: skip
 
     def left(self, monthly: float) -> float:
