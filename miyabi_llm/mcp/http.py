@@ -53,9 +53,11 @@ class Place:
         )
 
 
-def app(server: MCPServer[Any], place: Place) -> App:
-    """The ASGI application, guarded. What the conformance suite is run against is made here too."""
-    inner = server.streamable_http_app(streamable_http_path=PATH, transport_security=place.security(), host=place.host)
+def app(server: MCPServer[Any], place: Place, **more: Any) -> App:
+    """The ASGI application, guarded; `more` goes to the SDK. What the conformance suite asks is made here too."""
+    inner = server.streamable_http_app(
+        streamable_http_path=PATH, transport_security=place.security(), host=place.host, **more
+    )
     return Guard(inner, place.token)
 
 
@@ -75,6 +77,8 @@ class Guard:
             if self._token and not self._entitled(headers):
                 await _refuse(send, 401, b"a token is wanted: Authorization: Bearer TOKEN")
                 return
+            # RFC 9110 5.5: blanks around a value are no part of it, and the SDK compares values with the body
+            scope = {**scope, "headers": [(name, value.strip(b" \t")) for name, value in headers]}
         await self._inner(scope, receive, send)
 
     def _entitled(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
@@ -91,7 +95,7 @@ async def _refuse(send: App, status: int, words: bytes) -> None:
     await send({"type": "http.response.body", "body": words})
 
 
-def serve(server: MCPServer[Any], place: Place, close: Callable[[], None], on_event: OnEvent) -> None:
+def serve(server: MCPServer[Any], place: Place, close: Callable[[], None], on_event: OnEvent, **more: Any) -> None:
     """Serve until a signal; then `close` what was started. A `done` event tells the address once it listens.
 
     Raises BadUsage (open to others without a token), PortTaken.
@@ -103,7 +107,11 @@ def serve(server: MCPServer[Any], place: Place, close: Callable[[], None], on_ev
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     config = uvicorn.Config(
-        app(server, place), log_level="warning", access_log=False, timeout_graceful_shutdown=2, server_header=False
+        app(server, place, **more),
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=2,
+        server_header=False,
     )
     uvicorn_server = uvicorn.Server(config)
     try:

@@ -59,8 +59,11 @@ def offers(asking: Asking, looking: Looking) -> tuple[Offer, ...]:
     )
 
 
-def make(tools: Sequence[Offer], name: str = NAME) -> MCPServer[Any]:
-    """A server as all of ours are: its logging on standard error, its list of tools cacheable, its tools guarded."""
+def make(tools: Sequence[Offer], name: str = NAME, *, changing: bool = False) -> MCPServer[Any]:
+    """A server as all of ours are: its logging on standard error, its list of tools cacheable, its tools guarded.
+
+    `changing`: what it offers may change, and clients can listen for that.
+    """
     _log_to_stderr()
     server: MCPServer[Any] = MCPServer(
         name,
@@ -68,6 +71,7 @@ def make(tools: Sequence[Offer], name: str = NAME) -> MCPServer[Any]:
         instructions=INSTRUCTIONS,
         version=__version__,
         log_level="WARNING",
+        subscriptions=None if changing else False,
         cache_hints={"tools/list": CacheHint(ttl_ms=LIST_FRESH_MS, scope="private")},
     )
     for offer in tools:
