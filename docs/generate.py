@@ -1,17 +1,19 @@
-"""Write docs/reference/cli.md from the commands themselves; `--check` fails when the file is out of date."""
+"""Write reference/cli.md and reference/policy.md from the code; `--check` fails when one is out of date."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from miyabi_llm.cli.app import COMMANDS, app
+from miyabi_llm.route.schema import SCHEMA
 
-TARGET = Path(__file__).parent / "reference" / "cli.md"
+REFERENCE = Path(__file__).parent / "reference"
+TARGET = REFERENCE / "cli.md"
 HEAD = """# Command reference
 
 Written from the commands themselves by `docs/generate.py`; a test keeps it true.
@@ -76,16 +78,62 @@ def page() -> str:
     return "".join(parts)
 
 
+POLICY_HEAD = """# The policy file
+
+Written from the schema itself by `docs/generate.py`; a test keeps it true. `miyabi-llm route schema` prints the same as
+JSON Schema. The file is TOML or, when its name ends in `.yaml` or `.yml`, YAML. It is closed: an unknown key is an
+error that names the line and the key that was meant. What cannot be read whole denies every cloud target.
+
+The last line of a policy with a cloud target is `# end of policy`: a file that was cut while it was written is seen to
+be cut even where the rest is valid.
+"""
+
+
+def policy_page() -> str:
+    """The page of the policy file."""
+    return POLICY_HEAD + "".join(policy_tables(SCHEMA, "The file", 2))
+
+
+def policy_tables(schema: dict[str, Any], title: str, level: int) -> Iterator[str]:
+    """The keys of a table, then the tables in it."""
+    yield f"\n{'#' * level} {title}\n\n{schema['description']}\n\n| key | | |\n|---|---|---|\n"
+    inner: list[tuple[str, dict[str, Any]]] = []
+    for key, body in schema["properties"].items():
+        needed = " (needed)" if key in schema.get("required", ()) else ""
+        yield f"| `{key}` | {_kind(body)}{needed} | {_cell(body['description'])} |\n"
+        table = body.get("items", body)
+        more = table.get("additionalProperties")
+        if "properties" in table:
+            inner.append((f"[[{key}]]" if body["type"] == "array" else f"[{key}]", table))
+        elif isinstance(more, dict) and "properties" in more:
+            inner.append((f"[{key}.NAME]", more))
+    for name, table in inner:
+        parent = "" if level == 2 else f"{title.strip('`[]')}."
+        yield from policy_tables(table, f"`{name.replace('[', '[' + parent, 1) if parent else name}`", level + 1)
+
+
+def _kind(body: dict[str, Any]) -> str:
+    kind = {"object": "table", "array": "list", "string": "text", "integer": "whole number"}.get(
+        body["type"], body["type"]
+    )
+    words = body.get("enum") or body.get("items", {}).get("enum")
+    return f"{kind}: " + ", ".join(f"`{w}`" for w in words) if words else kind
+
+
+PAGES: dict[Path, Callable[[], str]] = {TARGET: page, REFERENCE / "policy.md": policy_page}
+
+
 def main() -> int:
-    """Write or check the page."""
-    text = page()
-    if "--check" in sys.argv:
-        if not TARGET.exists() or TARGET.read_text(encoding="utf-8") != text:
-            print("docs/reference/cli.md is out of date: run python docs/generate.py", file=sys.stderr)
-            return 1
-        return 0
-    TARGET.write_text(text, encoding="utf-8")
-    return 0
+    """Write or check the pages."""
+    old = 0
+    for path, make in PAGES.items():
+        text = make()
+        if "--check" not in sys.argv:
+            path.write_text(text, encoding="utf-8")
+        elif not path.exists() or path.read_text(encoding="utf-8") != text:
+            print(f"docs/reference/{path.name} is out of date: run python docs/generate.py", file=sys.stderr)
+            old = 1
+    return old
 
 
 if __name__ == "__main__":

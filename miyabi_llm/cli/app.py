@@ -40,6 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "convert": ("convert", "Make a copy of a GGUF model in safetensors, for vLLM and for training."),
     "data": ("data", "Look at rows before they are trained on, and make rows of a git history."),
     "backend": ("backend", "Install and list the programs that run models."),
+    "route": ("route", "Say where requests go and why; test, replay and audit the policy of the gateway."),
     "doctor": ("doctor", "Judge this machine and say what to type."),
 }
 

@@ -19,7 +19,7 @@ _UNSEEN = re.compile("[\u00ad\u034f\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064
 _DASHES = str.maketrans(dict.fromkeys("‐‑‒–—―−⁃﹣", "-"))
 _LONG_MARK = re.compile(r"(?<=[0-9〇零一二三四五六七八九]) ?ー ?(?=[0-9〇零一二三四五六七八九])")
 _WIDE_RUN = re.compile(r"[^\x00-\x7f]+")
-_KANJI = re.compile(r"[〇零一二三四五六七八九](?:[- の]{0,3}[〇零一二三四五六七八九]){3,}")
+_KANJI = re.compile(r"[0-9〇零一二三四五六七八九](?:[- の]{0,3}[0-9〇零一二三四五六七八九]){3,}")
 _TO_DIGIT = str.maketrans("〇零一二三四五六七八九の", "00123456789-")
 
 _PERCENT = re.compile(r"(?:%[0-9A-Fa-f]{2})+")

@@ -38,7 +38,7 @@ _TARGET = _table(
         "url": _text("Base address, without `/v1`.", pattern=r"^https?://[^\s/@?#]+(/[^\s?#]*)?$",
                      **{"x-hint": "An address like http://127.0.0.1:8080 or https://api.anthropic.com."}),
         "model": _text("The model to ask for there. Without it the client's name is passed on.", minLength=1),
-        "dialects": {"type": "array", "description": "What it speaks. Default: all it can.",
+        "dialects": {"type": "array", "description": "Default: claude `anthropic`; local the first two, ollama all.",
                      "minItems": 1, "items": {"type": "string", "enum": ["anthropic", "openai", "ollama"]}},
         "key_env": _text("NAME of the environment variable with its key; never a key.", pattern=r"^[A-Z_][A-Z0-9_]*$",
                          **{"x-quiet": True,
@@ -82,7 +82,7 @@ _RULE = _table(
 )  # fmt: skip
 
 _PRIVACY = _table(
-    "What makes a request private. Nothing here can make one less private than another line says.",
+    "What makes a request private. The strictest line that holds wins.",
     {
         "default_verdict": _text(
             "Of a request in which nothing is found. `public`: may go to a cloud. `internal`: stays.",
@@ -95,7 +95,7 @@ _PRIVACY = _table(
                            "verdict": _text("Its verdict.", enum=_VERDICTS)}, "match", "verdict")},
         "ignore": _texts("Kinds of findings that do not count, such as `ip-address`."),
         "allow": _texts("Globs of found text that does not count, such as your own public address."),
-        "names": {"type": "boolean", "description": "Look for Japanese names without a title, by a list of names."},
+        "names": {"type": "boolean", "description": "Look for bare Japanese names too; needs the extra `names`."},
     },
     "default_verdict",
 )  # fmt: skip

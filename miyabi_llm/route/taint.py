@@ -5,9 +5,10 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from miyabi_llm.errors import MiyabiError
 from miyabi_llm.route.keys import seal
@@ -34,10 +35,23 @@ _TABLES = """
 create table if not exists sessions (
   session text primary key, verdict integer not null, since real not null, kinds text not null
 ) strict, without rowid;
+create table if not exists releases (session text not null, at real not null) strict;
 create table if not exists findings (
   session text not null, mark text not null, kind text not null, primary key (session, mark)
 ) strict, without rowid;
 """
+
+
+class _Log(Protocol):
+    def append(self, event: Mapping[str, object], *, sync: bool = True) -> int: ...
+
+
+def log_releases(taints: Taints, log: _Log) -> bool:
+    """Write down what was untainted since the last time; True when the log has all of it. Raises AuditFailed."""
+    for session, at in taints.releases():
+        log.append({"kind": "untaint", "session": session, "released": round(at, 3)})
+        taints.released(at)
+    return True
 
 
 class Taints:
@@ -101,7 +115,20 @@ class Taints:
             names = (session, self.name(session))
             gone = self._db.execute("delete from sessions where session in (?, ?)", names).rowcount
             self._db.execute("delete from findings where session in (?, ?)", names)
+            if gone:
+                sealed = session if len(session) == 32 else self.name(session)
+                self._db.execute("insert into releases values (?, ?)", (sealed, self._clock()))
         return gone > 0
+
+    def releases(self) -> tuple[tuple[str, float], ...]:
+        """Sessions that were untainted, by their sealed names, and when; until the log has them."""
+        with self._lock:
+            return tuple(self._db.execute("select session, at from releases order by at").fetchall())
+
+    def released(self, until: float) -> None:
+        """Forget the releases up to a time: the log has them."""
+        with self._lock:
+            self._db.execute("delete from releases where at <= ?", (until,))
 
     def all(self) -> tuple[Tainted, ...]:
         """Every private session, the newest first."""
