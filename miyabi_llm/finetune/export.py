@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from miyabi_llm.finetune import tools
+from miyabi_llm.finetune import divergence, tools
 from miyabi_llm.finetune.context import RunContext, StageResult, digest, made_by, section
 from miyabi_llm.quantize import convert, original, sizes
 from miyabi_llm.quantize import run as quantizing_run
@@ -57,7 +57,7 @@ def to_gguf(ctx: RunContext) -> StageResult:
     """
     target = full_file(ctx)
     kit = tools.kit(ctx)
-    tools.programs(tools.NEEDED, ctx.settings)  # said before the minutes of converting
+    tools.programs(tools.needed(ctx), ctx.settings)  # said before the minutes of converting
     folder = original.open_folder(ModelRef.parse(f"file:{ctx.run.merged}"), ctx.store, ctx.settings.user_home)
     ref = ModelRef.parse(f"{word(ctx)}:f16".lower())
     with working(ctx.store, ctx.settings.cache) as work:
@@ -70,12 +70,17 @@ def to_gguf(ctx: RunContext) -> StageResult:
 
 
 def quantize_inputs(ctx: RunContext) -> Mapping[str, str]:
-    """The converted file and the types wanted."""
-    return {**made_by(ctx, "gguf"), "types": digest(list(ctx.recipe.export.types))}
+    """The converted file, the types wanted, and how far they may be from it on the held-out rows."""
+    limit = ctx.recipe.export.max_kld
+    measured = {} if limit is None else {**made_by(ctx, "data"), "max_kld": str(limit)}
+    return {**made_by(ctx, "gguf"), "types": digest(list(ctx.recipe.export.types)), **measured}
 
 
 def quantize(ctx: RunContext) -> StageResult:
-    """Make each type of the recipe; every header is held against the plan of the tool. Raises as `quantize` does."""
+    """Make each type of the recipe; every header is held against the plan of the tool. Raises as `quantize` does.
+
+    With `export.max_kld` each file is measured against the one in 16 bits: GateFailed where one is too far.
+    """
     source = open_source(ModelRef.parse(f"file:{full_file(ctx)}"), ctx.store, ctx.settings.user_home)
     told: dict[str, Any] = {}
     made: list[Path] = []
@@ -93,6 +98,9 @@ def quantize(ctx: RunContext) -> StageResult:
             told[kind] = {"file": target.name, "size": target.stat().st_size, "fallbacks": planned.fallbacks,
                           "tensors": {k: n for k, (n, _) in planned.tensors.items()}}  # fmt: skip
             made.append(target)
+    if ctx.recipe.export.max_kld is not None:
+        for kind, lost in divergence.measured(ctx, source, dict(zip(told, made, strict=True))).items():
+            told[kind]["loss"] = lost
     words = ", ".join(f"{kind} {one['size'] / MIB:.1f} MiB" for kind, one in told.items())
     return StageResult({"told": words or "no types wanted", "types": told}, tuple(made))
 

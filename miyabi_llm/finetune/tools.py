@@ -18,6 +18,11 @@ CTX = 2048  # tokens of the server that a converted file is proved with
 NEEDED = (quantizing.QUANTIZE, llama_cpp.SERVER)
 
 
+def needed(ctx: RunContext) -> tuple[str, ...]:
+    """The programs that this recipe's end needs."""
+    return (*NEEDED, quantizing.PERPLEXITY) if ctx.recipe.export.max_kld is not None else NEEDED
+
+
 def programs(names: tuple[str, ...], settings: Settings) -> Mapping[str, Program]:
     """The programs by name. Raises BackendMissing with the command that brings them."""
     return {name: llama_cpp.find(name, settings) for name in names}

@@ -18,7 +18,7 @@ from miyabi_llm.quantize.evaluation import Evaluation
 from miyabi_llm.quantize.imatrix import Matrix
 from miyabi_llm.quantize.measure import Base, Meter
 from miyabi_llm.quantize.source import Source
-from miyabi_llm.quantize.values import Limits, Made, Measured, Order, Plan, Planned
+from miyabi_llm.quantize.values import Limits, Made, Measured, Order, Plan, Planned, Quality
 from miyabi_llm.quantize.work import Work, working
 from miyabi_llm.refs import Digest
 from miyabi_llm.store import Store
@@ -112,6 +112,26 @@ def quantize(source: Source, order: Order, shop: Shop, on_event: OnEvent = silen
             artifact, pick.planned, pick.measured.quality, pick.measured.speed, measured, plan, artifact.card, notes,
             memory, limits,
         )  # fmt: skip
+
+
+def divergences(
+    source: Source, files: Mapping[str, Path], order: Order, shop: Shop, on_event: OnEvent = silent
+) -> dict[str, Quality]:
+    """How far finished files, by type, are from their source on the order's text; nothing is made or published.
+
+    Raises BadUsage for a text that is too short, MiyabiError.
+    """
+    with _at_work(source, shop) as (work, tools):
+        text = evaluation.prepare(source, order, _kitchen(shop, work), on_event)
+        found = provenance.judge(source.header, source.parts)
+        against = cards.FULL if found.kind == "full" else cards.ROUNDED
+        meter = Meter(tools, order.window, shop.settings.cache, against, on_event=on_event)
+        base, _ = _record(source, meter, text, _base_key(source.digests(), text, order, tools))
+        told = {}
+        for kind, path in files.items():
+            on_event(Event("phase", "measure", kind))
+            told[kind] = meter.measure(path, base, hash_file(path))
+        return told
 
 
 def check(plan: Plan, order: Order) -> None:
