@@ -67,7 +67,13 @@ def last(ctx: RunContext) -> str:
     raise BadUsage(f"nothing was measured in the run {ctx.run.name}", hint=f"`finetune resume {ctx.run.name}`")
 
 
+def _named(ctx: RunContext, stage: str) -> str:
+    """The stage as it is written here: Q8_0 for q8_0."""
+    return next((n for n in evaluate.names(ctx) if n.lower() == stage.lower()), stage)
+
+
 def _told(ctx: RunContext, stage: str) -> Mapping[str, Any]:
+    stage = _named(ctx, stage)
     if not evaluate.proof(ctx, f"{stage}.json").is_file():
         there = ", ".join(n for n in evaluate.names(ctx) if evaluate.proof(ctx, f"{n}.json").is_file())
         raise BadUsage(f"the run {ctx.run.name} measured no {stage}", hint=f"There are: {there or 'none yet'}.")
@@ -76,8 +82,8 @@ def _told(ctx: RunContext, stage: str) -> Mapping[str, Any]:
 
 def _stage_or_model(ctx: RunContext, name: str) -> Mapping[str, Any]:
     """A stage of the run, or a stored model measured now on its rows through the real server."""
-    if evaluate.proof(ctx, f"{name}.json").is_file():
-        return evaluate.load(ctx, name)
+    if evaluate.proof(ctx, f"{_named(ctx, name)}.json").is_file():
+        return evaluate.load(ctx, _named(ctx, name))
     try:
         artifact = ctx.store.find(ModelRef.parse(name))
     except ModelMissing as e:

@@ -68,12 +68,15 @@ class Asked:
         self.told, self.want, self.kitchen, self.words, self.ctx = told, want, kitchen, words, ctx
 
 
-def look(kind: str, path: Path, asked: Asked, on_event: OnEvent = silent) -> Parity:
-    """The table of one file. A header that is wrong is told without a server. Raises ServerFailed, Corrupt."""
+def look(kind: str, path: Path, asked: Asked, on_event: OnEvent = silent, *, whole: bool = False) -> Parity:
+    """The table of one file. A header that is wrong is told without a server, but for a `whole` look.
+
+    Raises ServerFailed, Corrupt.
+    """
     started = time.monotonic()
     trainer = parity.trainer(asked.told)
     static = parity.static(parity.header_of(path), asked.want)
-    if failed(static):
+    if failed(static) and not whole:
         table = parity.judge(kind, {}, {}, static)
         return replace(table, seconds=round(time.monotonic() - started, 2))
     with serving(path, asked.kitchen, asked.ctx, asked.words) as one:

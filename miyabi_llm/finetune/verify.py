@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from miyabi_llm.errors import Corrupt, ModelMissing
+from miyabi_llm.errors import Corrupt, ModelMissing, ServerFailed
 from miyabi_llm.finetune import evaluate, export, parity_stage, plant, tools
 from miyabi_llm.finetune.context import RunContext
 from miyabi_llm.finetune.parity import TOKENS, Expected
@@ -16,6 +16,8 @@ from miyabi_llm.finetune.parity_stage import Asked
 from miyabi_llm.quantize.gates import failed
 from miyabi_llm.refs import ModelRef
 from miyabi_llm.types import Event, Finding
+
+SAID = "parity: "  # findings of what the server says; others are of the header
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +137,13 @@ def try_faults(ctx: RunContext) -> Iterator[Planted]:
                 yield Planted(fault.name, fault.failure, fault.words, None)
                 continue
             asked = Asked(told, want, tools.kitchen(ctx), evaluate.template(ctx), evaluate.context(ctx, TOKENS))
-            wrong = failed(parity_stage.look(kind, target, asked, ctx.on_event).findings)
-            first = f"{wrong[0].name.removeprefix('parity: ')}: {wrong[0].message}" if wrong else ""
-            yield Planted(fault.name, fault.failure, fault.words, first)
+            wrong = failed(parity_stage.look(kind, target, asked, ctx.on_event, whole=True).findings)
+            header = next((f"header, {f.name}: {f.message}" for f in wrong if not f.name.startswith(SAID)), "")
+            answer = next(
+                (f"server, {f.name.removeprefix(SAID)}: {f.message}" for f in wrong if f.name.startswith(SAID)), ""
+            )
+            yield Planted(fault.name, fault.failure, fault.words, "; ".join(t for t in (header, answer) if t))
+        except ServerFailed as e:  # a file that no server takes is found too
+            yield Planted(fault.name, fault.failure, fault.words, f"server: {e.message}")
         finally:
             target.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from miyabi_llm.engines.child import common
-from miyabi_llm.engines.child.opening import open_model, put_on, read_rows, split, tokenizer_of, widen
+from miyabi_llm.engines.child.opening import open_model, put_on, read_rows, split, tokenizer_of
 
 F16_MAX = 65504.0
 WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".gguf")
@@ -30,19 +30,20 @@ def run(order: Mapping[str, Any], say: Callable[..., None]) -> dict[str, Any]:
     if not asked:
         raise common.Failed("usage", "there is no held-out row to compare the merged model on")
     say("phase", "merge", f"what the adapter says at {sum(n for _, n in asked)} places")
-    want = said(open_model(spec), asked)
-    kinds = ["trained"] if not spec.get("nf4") else {"auto": ["trained", "full"]}.get(order["base"], [order["base"]])
+    want = said(open_model(spec, packed=True), asked)
+    kinds = ["trained"] if not spec.get("nf4") else {"auto": ["full", "trained"]}.get(order["base"], [order["base"]])
     if not spec.get("nf4") and order["base"] == "full":
         kinds = ["full"]  # the same numbers
     tried: dict[str, dict[str, float]] = {}
-    for kind in kinds:
+    model: Any = None
+    for kind in kinds:  # the likelier one last: it need not be made twice
         say("phase", "merge", f"into the base as {'trained on' if kind == 'trained' else 'published'}")
+        del model
         model = merged(spec, kind)
         tried[kind] = compare(want, said(model, asked))
-        if len(kinds) > 1:
-            del model
     best = min(tried, key=lambda k: tried[k]["kld"])
-    if len(kinds) > 1:
+    if best != kinds[-1]:
+        del model
         model = merged(spec, best)
     target = Path(order["target"])
     say("phase", "merge", f"writing, {best} base")
@@ -104,13 +105,10 @@ def compare(want: Sequence[Any], got: Sequence[Any]) -> dict[str, float]:
 
 def merged(spec: Mapping[str, Any], kind: str) -> Any:
     """Base and adapter as one plain model in 32 bits."""
-    packed = bool(spec.get("nf4")) and kind == "trained"
-    model = common.model(spec["base"], str(spec.get("precision") or "fp32"), nf4=packed)
-    if packed:
-        model = model.dequantize()
-    widen(model)
-    if packed and any(type(m).__name__.endswith("Linear4bit") for m in model.modules()):
-        raise common.Failed("corrupt", "layers stayed packed: nothing is merged into 4 bits")
+    base = {k: v for k, v in spec.items() if k != "adapter"} | {"nf4": bool(spec.get("nf4")) and kind == "trained"}
+    model = open_model(base)
+    if not spec.get("adapter"):  # every weight was trained: there is nothing to merge
+        return model
     return put_on(model, spec["adapter"]).merge_and_unload(safe_merge=True).eval()
 
 

@@ -17,17 +17,30 @@ from miyabi_llm.engines.child import common
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
-def open_model(spec: Mapping[str, Any]) -> Any:
+def open_model(spec: Mapping[str, Any], *, packed: bool = False) -> Any:
     """The model, ready to be asked, in 32-bit arithmetic on the very weights that were trained on.
+
+    Packed weights are unpacked once, to the numbers that the packed kernels unpack them to at every token; with
+    `packed` the kernels themselves are used.
 
     They are loaded in the precision of the training first, because packing to 4 bits depends on it; only then are the
     numbers that are not packed widened. So two models differ by their weights, not by rounding on the way.
     """
     model = common.model(spec["base"], str(spec.get("precision") or "fp32"), nf4=bool(spec.get("nf4")))
+    if spec.get("nf4") and not packed:
+        model = unpacked(model)
     widen(model)
     if spec.get("adapter"):
         model = put_on(model, spec["adapter"])
     return model.eval()
+
+
+def unpacked(model: Any) -> Any:
+    """The model with plain layers in the place of packed ones. Raises common.Failed where one stayed packed."""
+    model = model.dequantize()
+    if any(type(m).__name__.endswith("Linear4bit") for m in model.modules()):
+        raise common.Failed("corrupt", "layers stayed packed: nothing is merged into 4 bits")
+    return model
 
 
 def put_on(model: Any, adapter: str) -> Any:
