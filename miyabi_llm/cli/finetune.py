@@ -19,6 +19,11 @@ VERBS: dict[str, tuple[str, str]] = {
         "Show rows as tokens, coloured by what is trained, and what is noticed.",
     ),
     "schema": ("finetune_preview", "Print the JSON Schema of recipes, for the completion of an editor."),
+    "merge": ("finetune_export", "Merge the adapter of a run into its base, and measure what came out."),
+    "export": (
+        "finetune_export",
+        "Make GGUF files of a run, prove them, and publish them; or write its adapter alone.",
+    ),
     "compare": ("finetune_proof", "Compare two runs, stages or models on the same rows."),
     "verify": ("finetune_proof", "Hold a run against its card: every hash, and the served files against the trainer."),
     "reproduce": ("finetune_proof", "Train a run again from its beginning and compare the bytes of the adapter."),

@@ -119,7 +119,11 @@ def _compared(found: Compared) -> None:
 
 
 def _reproduced(found: Reproduced) -> None:
+    from miyabi_llm.cli.show import note
+
     how = "the same bytes" if found.same else "other bytes"
     print(f"{found.name}: {how}; loss {found.loss[0]:.6f} and {found.loss[1]:.6f}, {found.seconds:.0f} s")
     for path, sha256 in found.second.items():
         print(f"  {path}  {sha256}")
+    if found.others:
+        note(f"other files differ: {', '.join(found.others)}")

@@ -8,9 +8,10 @@ from typing import Any
 
 from miyabi_llm import catalog
 from miyabi_llm.errors import BadUsage, ModelMissing
-from miyabi_llm.finetune import card, export, tools
+from miyabi_llm.finetune import card, export, modelfile, parity, tools
 from miyabi_llm.finetune.context import RunContext, StageResult, made_by
-from miyabi_llm.quantize import to_ollama
+from miyabi_llm.finetune.rundir import write_text
+from miyabi_llm.quantize import original, to_ollama
 from miyabi_llm.refs import ModelRef
 from miyabi_llm.types import Artifact, Event, StoredFile, plain
 
@@ -64,7 +65,11 @@ def run(ctx: RunContext) -> StageResult:
         told[kind] = {"ref": str(refs(ctx)[kind]), "sha256": sha256, "size": size, "shared": how}
         ctx.on_event(Event("done", "publish", str(refs(ctx)[kind])))
     words = ", ".join(str(one["ref"]) for one in told.values())
-    return StageResult({"told": words, "published": told, "name": str(plain_ref(ctx))})
+    text = ctx.run.gguf / "Modelfile"
+    first = next(iter(export.finished(ctx).values()))
+    promise = original.read_promise({p.name: p for p in ctx.run.merged.iterdir()})
+    write_text(text, modelfile.modelfile(first.name, parity.header_of(first), promise.ends, OLLAMA_CTX))
+    return StageResult({"told": words, "published": told, "name": str(plain_ref(ctx))}, (text,))
 
 
 def _artifact(ctx: RunContext, ref: ModelRef, file: StoredFile, kind: str, body: Mapping[str, Any]) -> Artifact:
@@ -100,8 +105,6 @@ def to_running_ollama(ctx: RunContext) -> StageResult:
 
     Raises NetworkError when none runs, GateFailed when it renders prompts otherwise.
     """
-    from miyabi_llm.finetune import parity
-
     name = to_ollama.parse(f"ollama:{ctx.recipe.export.ollama}")
     kind, path = next(iter(export.finished(ctx).items()))
     artifact = ctx.store.find(refs(ctx)[kind])

@@ -25,7 +25,10 @@ TABLE = tuple(s for s in STAGES if s.name in ("check", "base", "data", "train"))
 
 @dataclass(frozen=True, slots=True)
 class Reproduced:
-    """The second training beside the first: the adapter's hashes, the losses, whether equal bytes were promised."""
+    """The second training beside the first: hashes of what was trained, the losses, whether equal bytes were promised.
+
+    `same` is of the weights; `others` names files beside them that differ (a newer library may write them otherwise).
+    """
 
     name: str
     same: bool
@@ -34,6 +37,7 @@ class Reproduced:
     second: Mapping[str, str]
     loss: tuple[float, float]
     seconds: float
+    others: tuple[str, ...] = ()
 
 
 def reproduce(ctx: RunContext, world: running.World, on_event: OnEvent = silent) -> Reproduced:
@@ -43,7 +47,7 @@ def reproduce(ctx: RunContext, world: running.World, on_event: OnEvent = silent)
     and did not come.
     """
     body = card(ctx.run.card)
-    first = _adapter(body["stages"]["train"]["outputs"])
+    before = _adapter(body["stages"]["train"]["outputs"])
     name = f"{ctx.run.name[:90]}.{AGAIN}"
     place = rundir.place(world.settings.home, name)
     shutil.rmtree(place.root, ignore_errors=True)
@@ -56,9 +60,11 @@ def reproduce(ctx: RunContext, world: running.World, on_event: OnEvent = silent)
         loss = (float(body["stages"]["train"]["figures"]["loss"]), float(done.stages["train"].figures["loss"]))
     finally:
         shutil.rmtree(place.root, ignore_errors=True)
-    second = _adapter(outputs)
+    after = _adapter(outputs)
+    others = tuple(sorted(k for k in before.keys() | after.keys() if not _weights(k) and before.get(k) != after.get(k)))
+    first, second = ({k: v for k, v in side.items() if _weights(k)} for side in (before, after))
     promised = ctx.precision == "fp32" and not ctx.machine.gpus and ctx.recipe.train.launch.processes == 1
-    found = Reproduced(ctx.run.name, first == second, promised, first, second, loss, seconds)
+    found = Reproduced(ctx.run.name, first == second, promised, first, second, loss, seconds, others)
     if promised and not found.same:
         raise GateFailed(
             f"the second training gave other bytes (loss {loss[1]:.6f}, the first {loss[0]:.6f})",
@@ -68,8 +74,12 @@ def reproduce(ctx: RunContext, world: running.World, on_event: OnEvent = silent)
 
 
 def _adapter(outputs: Mapping[str, str]) -> dict[str, str]:
-    """Hashes of the weights and of their configuration."""
-    return {k: v for k, v in outputs.items() if k.startswith("adapter/") and "README" not in k and "manifest" not in k}
+    """Hashes of the files of the adapter; its manifest holds the hashes of the others."""
+    return {k: v for k, v in outputs.items() if k.startswith("adapter/") and not k.endswith("/manifest.json")}
+
+
+def _weights(name: str) -> bool:
+    return name.endswith(".safetensors")
 
 
 def _same_ground(body: Mapping[str, Any], stages: Mapping[str, Any]) -> None:

@@ -74,6 +74,26 @@ def resume(name: str, world: World, on_event: OnEvent = silent, *, table: Sequen
         return _go(place, loaded, world, on_event, table)
 
 
+def redo(
+    name: str, world: World, stages: Sequence[str], overrides: Sequence[str] = (), on_event: OnEvent = silent
+) -> Outcome:
+    """Do the named stages of a run that is there, with other values for keys of the section `export`.
+
+    What was made with the same values is not made again. Raises BadUsage for other keys, and as `run`.
+    """
+    place = rundir.place(world.settings.home, name)
+    if other := [o for o in overrides if not o.startswith("export.")]:
+        raise BadUsage(f"{other[0]}: only keys of `export` can change in a run that is there")
+    loaded = reopen(place)
+    if overrides:
+        words = (*(o for o in loaded.overrides if o.partition("=")[0] not in {w.partition("=")[0] for w in overrides}),
+                 *overrides)  # fmt: skip
+        loaded = Loaded(loading.parse(loaded.text, str(place.recipe), words), loaded.path, loaded.text, words)
+    with rundir.held(place):
+        _write(place, loaded)
+        return _go(place, loaded, world, on_event, [s for s in STAGES if s.name in stages])
+
+
 def reopen(place: RunDir) -> Loaded:
     """The recipe a run was begun with. Raises BadUsage when there is no such run."""
     if not place.resolved.is_file():
@@ -104,6 +124,11 @@ def _enter(place: RunDir, loaded: Loaded) -> None:
                 hint=f"Give this one a name of its own with --name, or remove {place.root}.",
             )
         return
+    _write(place, loaded)
+
+
+def _write(place: RunDir, loaded: Loaded) -> None:
+    """The recipe, and every key with its value."""
     rundir.write_text(place.recipe, loaded.text)
     body = {
         "sha256": loaded.sha256,

@@ -97,7 +97,7 @@ def merged(base: Source, original: Folder | None, lora: Path, kit: Kit) -> Sourc
 
 def _by_llama_cpp(base: Source, original: Folder | None, lora: Path, kit: Kit, work: Work) -> _Merged:
     """The adapter converted and merged by llama.cpp's programs; the server asked without, with, and merged."""
-    adapter, note = _converted(lora, original, kit, work)
+    adapter, note = converted(lora, original, kit, work)
     if note:
         kit.on_event(Event("warning", "adapter", note))
     kit.on_event(Event("phase", "gates", "the server with the adapter off and on"))
@@ -176,8 +176,8 @@ def _compare(on: Said, base: Path, lora: Path, changed: float, trainer: Trainer)
     return {"moved_from_trainer": round(rest, 6)}
 
 
-def _converted(lora: Path, original: Folder | None, kit: Kit, work: Work) -> tuple[Path, str]:
-    """The adapter as GGUF, and what had to be corrected."""
+def converted(lora: Path, original: Folder | None, kit: Kit, work: Work) -> tuple[Path, str]:
+    """The adapter as GGUF in the work's folder, and what had to be corrected. Raises BadUsage as `adapters.scaling`."""
     if lora.is_file():
         with lora.open("rb") as f:
             header = gguf.read(f, lora.stat().st_size)
