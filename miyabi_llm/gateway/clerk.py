@@ -20,11 +20,12 @@ from miyabi_llm.gateway.locality import Place
 from miyabi_llm.gateway.passing import Course, Record
 from miyabi_llm.gateway.streams import Usage
 from miyabi_llm.route import facts as fact
-from miyabi_llm.route import keys, prices
+from miyabi_llm.route import keys, prices, record
 from miyabi_llm.route.decide import decide
 from miyabi_llm.route.prices import Price
 from miyabi_llm.route.savings import Saving, saving
 from miyabi_llm.route.scan import Scan, scan_request
+from miyabi_llm.route.taint import log_releases
 from miyabi_llm.route.values import Decision, Facts, Health, Policy, State, Target, Verdict
 
 SOON_S: Final = 0.5
@@ -57,6 +58,9 @@ class Clerk:
         taint = Verdict.CONFIDENTIAL if taints is None and session else Verdict.PUBLIC
         if taints is not None:
             taint = taints.of(session)
+            if session and self._files.audit is not None:
+                with suppress(MiyabiError):  # they stay on the list until the log has them
+                    log_releases(taints, self._files.audit)
         facts = fact.build(dialect, asked.path, headers, scan, taint)
         course = Course(
             decide(self._policy, facts, self._state(asked, facts)), model=facts.model, most=facts.max_tokens
@@ -242,28 +246,9 @@ class Clerk:
 
     def _event(self, asked: Asked, facts: Facts, decision: Decision) -> dict[str, Any]:
         files = self._files
-        named = not any(f.where.startswith("model") for f in facts.findings) and _NAME.fullmatch(facts.model)
-        return {
-            "kind": "decision",
-            "dialect": facts.dialect,
-            "path": facts.path,
-            "model": facts.model if named else "",
-            "stream": asked.stream,
-            "est_tokens": facts.est_tokens,
-            "max_tokens": facts.max_tokens,
-            "session": files.taints.name(facts.session) if files.taints is not None and facts.session else "",
-            "detected": list(decision.detected),
-            "complete": facts.complete,
-            "asked": facts.asked.name,
-            "taint": facts.taint.name,
-            "verdict": decision.verdict.name,
-            "rule": decision.rule,
-            "target": decision.target or "",
-            "fallbacks": list(decision.fallbacks),
-            "body": keys.seal(files.key, asked.body.data, "body"),
-            "bytes": len(asked.body.data),
-            "policy": self._policy.digest,
-        }
+        session = files.taints.name(facts.session) if files.taints is not None and facts.session else ""
+        sealed = keys.seal(files.key, asked.body.data, "body")
+        return record.decided(facts, decision, self._policy, sealed, session) | {"bytes": len(asked.body.data)}
 
 
 def _usage(usage: Usage) -> prices.Usage:

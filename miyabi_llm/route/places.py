@@ -30,6 +30,6 @@ def places(settings: Settings) -> Places:
         settings.config / "prices.toml",
         folder / "audit.jsonl",
         folder / "ledger.sqlite",
-        folder / "taint.sqlite",
-        folder / "secret",
+        folder / "taints.sqlite",
+        folder / "key",
     )

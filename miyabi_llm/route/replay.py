@@ -47,7 +47,7 @@ def replay(lines: Iterable[str], policy: Policy) -> Replayed:
             if event.get("kind") != KIND:
                 continue
             facts = facts_of(event, policy)
-            before, verdict, rule = event["target"], Verdict[event["verdict"]], event["rule"]
+            before, verdict, rule = event["target"] or None, Verdict[event["verdict"]], event["rule"]
         except (ValueError, KeyError, TypeError, AttributeError):
             skipped += 1
             continue
