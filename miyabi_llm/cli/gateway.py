@@ -70,8 +70,10 @@ def gateway(
         show.emit(made, as_json=json_, render=_show_plan)
     elif detach:
         _detached(made, settings, name, as_json=json_)
+        if ui:
+            show.note(f"page: {made.endpoint.base_url}/miyabi/")
     else:
-        _foreground(made, settings, name, as_json=json_)
+        _foreground(made, settings, name, ui=ui, as_json=json_)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +172,7 @@ def _notes(found: Policy | None, servers: tuple[ServerInfo, ...], settings: Sett
     return notes
 
 
-def _foreground(made: LaunchPlan, settings: Settings, name: str, *, as_json: bool) -> None:
+def _foreground(made: LaunchPlan, settings: Settings, name: str, *, ui: bool, as_json: bool) -> None:
     from contextlib import ExitStack
 
     from miyabi_llm import serve as verb
@@ -187,6 +189,8 @@ def _foreground(made: LaunchPlan, settings: Settings, name: str, *, as_json: boo
             ready.append(event)
             bars.close()
             show.emit(event.data["endpoint"], as_json=as_json, render=show_endpoint)
+            if ui:
+                show.note(f"page: {made.endpoint.base_url}/miyabi/")
             show.note(f"ready {event.message}; Ctrl-C ends it")
 
         verb.forever(made, settings, on_event, name=name)

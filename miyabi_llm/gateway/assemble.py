@@ -12,7 +12,7 @@ from aiohttp import web
 
 from miyabi_llm.gateway.books import Files
 from miyabi_llm.gateway.clerk import Clerk
-from miyabi_llm.gateway.front import Front
+from miyabi_llm.gateway.front import Front, Page
 from miyabi_llm.gateway.http1 import Times
 from miyabi_llm.gateway.locality import Place
 from miyabi_llm.gateway.roads import Out, Roads
@@ -55,7 +55,17 @@ def assemble(order: Order, policy: Policy, parts: Parts) -> Gateway:
     clerk = Clerk(policy, parts.files, parts.places)
     status = Status(clerk.world)
     guard = Guard(order.host, parts.key, order.hosts, order.origins)
-    return Gateway(Front(policy, guard, roads, clerk, status, {}), roads, clerk, status)
+    return Gateway(Front(policy, guard, roads, clerk, status, _pages(order)), roads, clerk, status)
+
+
+def _pages(order: Order) -> dict[str, Page]:
+    """What there is to look at beside the figures."""
+    if not order.ui:
+        return {}
+    from miyabi_llm.gateway.ui import PAGE, Ui
+
+    ui = Ui()
+    return {PAGE: ui.show, PAGE.rstrip("/"): ui.lead}
 
 
 @asynccontextmanager
