@@ -19,7 +19,7 @@ from miyabi_llm.types import Event, OnEvent, silent
 if TYPE_CHECKING:
     from miyabi_llm.config import Settings
 
-VERSION = 2  # changes when the same numbers would give another model
+VERSION = 3  # changes when the same numbers would give another model
 
 
 @dataclass(frozen=True, slots=True)

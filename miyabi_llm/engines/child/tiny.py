@@ -11,7 +11,10 @@ from typing import Any
 
 # The output matrix (tied to the input) is frozen under a LoRA. At the usual 0.02 its largest logit is about 2.5: no
 # training could make such a model sure of a word.
-SHARP = 10.0
+SHARP = 15.0
+# Likewise the layers are frozen: at 0.02 they pass on nearly nothing of the tokens before, and nothing could be learned
+# from it. At 0.1, about 1 / sqrt(128), the rows of the smoke recipe are learned in 56 steps.
+LIVELY = 5.0
 
 
 def run(order: dict[str, Any], say: Any) -> dict[str, Any]:
@@ -47,6 +50,9 @@ def run(order: dict[str, Any], say: Any) -> dict[str, Any]:
     model = Qwen2ForCausalLM(config)
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(SHARP)
+        for name, weight in model.named_parameters():
+            if name.endswith("_proj.weight"):
+                weight.mul_(LIVELY)
     model = model.to(torch.bfloat16)
     model.config.dtype = torch.bfloat16
     tokenizer.model_max_length = 2048
