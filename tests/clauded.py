@@ -10,7 +10,7 @@ connection after N bytes of the stream); `reset=N` (the same with RST); `end=N` 
 bytes); `drop` (no answer at all); `silent=N` (N bytes, then nothing); `error` (an error event after the first words);
 `error-first` (the error event comes first); `error-200` (an error as JSON under status 200); `half-json` (a whole
 answer whose JSON is cut); `redirect`; `slow` (a word each 50 ms); `tool` and `tool-cut` (a call; one with half its
-arguments); `html`; `gzip`.
+arguments); `call=JSON` (a call of `Clauded.tool` with these arguments); `html`; `gzip`.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ def text_block(words: list[str], index: int = 0) -> list[bytes]:
     return [start, *deltas, event("content_block_stop", {"index": index})]
 
 
-def tool_block(index: int, parts: list[str]) -> list[bytes]:
+def tool_block(index: int, parts: list[str], name: str = "get_weather") -> list[bytes]:
     """A call whose arguments come in `parts`."""
-    block = {"type": "tool_use", "id": "toolu_1", "name": "get_weather", "input": {}}
+    block = {"type": "tool_use", "id": "toolu_1", "name": name, "input": {}}
     deltas = [
         event("content_block_delta", {"index": index, "delta": {"type": "input_json_delta", "partial_json": p}})
         for p in parts
@@ -89,9 +89,9 @@ def pieces(words: list[str] = WORDS, model: str = MODEL) -> list[bytes]:
     return [beginning(model), event("ping", {}), *text_block(words), ending()]
 
 
-def tool_stream(parts: list[str]) -> bytes:
+def tool_stream(parts: list[str], name: str = "get_weather") -> bytes:
     """A good stream with a call."""
-    return b"".join([beginning(), *text_block(["Let me see."]), *tool_block(1, parts), ending("tool_use")])
+    return b"".join([beginning(), *text_block(["Let me see."]), *tool_block(1, parts, name), ending("tool_use")])
 
 
 def error(status: int, message: str = "as asked", **details: Any) -> dict[str, Any]:
@@ -120,6 +120,7 @@ class Clauded(ThreadingHTTPServer):
         self.asked: list[tuple[str, dict[str, str], bytes]] = []
         self.connections = 0
         self.script: list[str] = ["ok"]
+        self.tool = ""
         self.gone = threading.Event()
         self.left_at = 0.0
         self.release = threading.Event()
@@ -202,6 +203,8 @@ class Handler(BaseHTTPRequestHandler):
             self.whole(b"", "text/plain", 307, location=f"{self.server.url}/v1/messages")
         elif name in ("tool", "tool-cut"):
             self.stream(tool_stream(['{"city": ', '"東京"}'] if name == "tool" else ['{"city": "東']))
+        elif name == "call":
+            self.stream(tool_stream([number], self.server.tool))
         elif name == "html":
             self.whole(b"<html>log in</html>", "text/html")
         elif name == "gzip":
