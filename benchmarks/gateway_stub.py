@@ -1,7 +1,8 @@
 """The server behind all gateways of the comparison: answers at once, whole or as a stream. Prints its port.
 
 `python benchmarks/gateway_stub.py [--events N] [--gap SECONDS]` speaks /v1/messages and /v1/chat/completions; any key
-will do. GET /stats tells how many requests came.
+will do. GET /stats tells how many connections, requests and bytes came before. A request with the header `x-stub` is
+failed: `500`, `529`, `drop` (no answer) or `cut` (half an answer).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import re
 import sys
 from typing import Any, cast
 
+_FAULT = re.compile(rb"\r\nx-stub: *(\w+)", re.IGNORECASE)
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
@@ -72,7 +74,7 @@ def whole(body: object) -> bytes:
 class Stub(asyncio.Protocol):
     """One connection."""
 
-    seen = 0
+    seen = connections = bytes = 0
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._gap = args.gap
@@ -83,10 +85,12 @@ class Stub(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client came."""
         self._transport = cast(asyncio.Transport, transport)
+        Stub.connections += 1
 
     def data_received(self, data: bytes) -> None:
         """A request, or a part of one."""
         self._left += data
+        Stub.bytes += len(data)
         head, blank, rest = self._left.partition(b"\r\n\r\n")
         found = _LENGTH.search(head)
         length = int(found[1]) if found else 0
@@ -95,16 +99,28 @@ class Stub(asyncio.Protocol):
         self._left = rest[length:]
         path = head.split(b" ", 2)[1].partition(b"?")[0]
         if path == b"/stats":
-            self._transport.write(whole({"requests": Stub.seen}))
+            own = len(self._left) + len(head) + 4  # of this question itself
+            told = {"connections": Stub.connections - 1, "requests": Stub.seen, "bytes": Stub.bytes - own}
+            self._transport.write(whole(told))
         elif path in self._streams:
             Stub.seen += 1
             body = rest[:length]
-            if b'"stream":true' in body or b'"stream": true' in body:
+            if (fault := _FAULT.search(head)) is not None:
+                self._fail(fault[1], self._wholes[path])
+            elif b'"stream":true' in body or b'"stream": true' in body:
                 self._stream(self._streams[path])
             else:
                 self._transport.write(self._wholes[path])
         else:
             self._transport.write(whole({"data": [{"id": "stub", "object": "model"}]}))
+
+    def _fail(self, how: bytes, good: bytes) -> None:
+        if how == b"cut":
+            self._transport.write(good[: len(good) - 20])
+        elif how != b"drop":
+            self._transport.write(b"HTTP/1.1 %b no\r\ncontent-length: 0\r\n\r\n" % how)
+            return
+        self._transport.close()
 
     def _stream(self, parts: list[bytes]) -> None:
         self._transport.write(
