@@ -128,6 +128,10 @@ class Circuits:
     def __init__(self, policy: Policy) -> None:
         self._at = {t.name: Breaker() for t in policy.targets}
 
+    def forget(self) -> None:
+        """Close them all: what went before says nothing about now."""
+        self._at = dict.fromkeys(self._at, Breaker())
+
     def health(self) -> dict[str, Health]:
         """How each stands now."""
         now = time.time()

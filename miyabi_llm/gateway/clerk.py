@@ -40,7 +40,7 @@ class Clerk:
         self._policy, self._files = policy, files
         self._cache = detect.Cache()
         self._answers: list[tuple[float, str, str, prices.Usage, Saving]] = []
-        self._circuits = Circuits(policy)
+        self.circuits = Circuits(policy)
         self._flush = Flush(files.audit) if files.audit is not None else None
         self._elsewhere = {name: Health(False, why=p.elsewhere) for name, p in places.items() if p.elsewhere}
 
@@ -103,17 +103,17 @@ class Clerk:
 
     def admit(self, target: Target) -> bool:
         """Whether a target may be tried now."""
-        return self._circuits.admit(target)
+        return self.circuits.admit(target)
 
     def outcome(self, course: Course, target: Target, missed: Missed | None) -> None:
         """What a try said about its target; None: it answered."""
-        self._circuits.note(target, missed)
+        self.circuits.note(target, missed)
         if missed is not None:
             self.drop(course)
 
     def abandon(self, course: Course, target: Target) -> None:
         """A try ended because its client left."""
-        self._circuits.abandon(target)
+        self.circuits.abandon(target)
 
     def drop(self, course: Course) -> None:
         """Give back what was reserved for a try that failed: it is not charged."""
@@ -142,7 +142,7 @@ class Clerk:
 
     def world(self) -> dict[str, Any]:
         """How targets and money stand, for the page. Nothing of any request."""
-        health = self._circuits.health() | self._elsewhere
+        health = self.circuits.health() | self._elsewhere
         targets = [
             {
                 "name": t.name,
@@ -188,7 +188,7 @@ class Clerk:
             left = 0.0
             with suppress(MiyabiError):
                 left = self._files.ledger.left(budget.monthly_usd) if self._files.ledger is not None else 0.0
-        health = self._circuits.health() | self._elsewhere
+        health = self.circuits.health() | self._elsewhere
         if self._files.why and (self._files.audit is None or self._files.ledger is None):
             shut = Health(False, why=f"the books cannot be kept: {self._files.why}")
             health |= {t.name: shut for t in self._policy.targets if not t.local}
