@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Final
 
 from miyabi_llm import detect
@@ -29,6 +29,7 @@ from miyabi_llm.route.taint import log_releases
 from miyabi_llm.route.values import Decision, Facts, Health, Policy, State, Target, Verdict
 
 SOON_S: Final = 0.5
+SHORT_S: Final = 0.004  # seconds for which nobody else is answered
 ASIDE: Final = 32 << 10  # bytes from which a body is looked through beside the others
 _NAME: Final = re.compile(r"[A-Za-z0-9._:/@+-]{1,80}")
 
@@ -171,10 +172,15 @@ class Clerk:
 
     async def _scan(self, asked: Asked, headers: Mapping[str, str]) -> Scan:
         dialect, data = dialects.dialect(asked.path), asked.body.data
-        more = (self._cache, self._policy.privacy, self._policy.limits)
-        if len(data) > ASIDE:
-            return await asyncio.to_thread(scan_request, data, dialect, headers, *more)
-        return scan_request(data, dialect, headers, *more)
+        privacy, limits = self._policy.privacy, self._policy.limits
+        if len(data) <= ASIDE:
+            return scan_request(data, dialect, headers, self._cache, privacy, limits)
+        # most of a long conversation was looked through at its last turn: then it is done before a thread would begin
+        short = replace(limits, scan_seconds=min(SHORT_S, limits.scan_seconds))
+        scan = scan_request(data, dialect, headers, self._cache, privacy, short)
+        if scan.seconds < short.scan_seconds:
+            return scan
+        return await asyncio.to_thread(scan_request, data, dialect, headers, self._cache, privacy, limits)
 
     def _state(self, asked: Asked, facts: Facts) -> State:
         costs, left = {}, None
