@@ -98,6 +98,7 @@ def plan(wanted: Wanted, settings: Settings) -> LaunchPlan:
     from miyabi_llm.gateway.process import KEY_VARIABLE, SERVER_KEYS
     from miyabi_llm.gateway.values import BACKEND, MODEL, Order
     from miyabi_llm.proc import ports
+    from miyabi_llm.route.places import places
     from miyabi_llm.types import Endpoint, LaunchPlan, Secret
 
     if wanted.port is None:
@@ -105,7 +106,8 @@ def plan(wanted: Wanted, settings: Settings) -> LaunchPlan:
     else:
         port = wanted.port
         ports.refuse_busy(wanted.host, port)
-    file = wanted.policy or settings.config / "policy.toml"
+    where = places(settings)
+    file = wanted.policy or where.policy
     there = wanted.policy is not None or file.is_file()
     servers = () if there else _servers(settings)
     found = _policy(file) if there else None
@@ -114,8 +116,9 @@ def plan(wanted: Wanted, settings: Settings) -> LaunchPlan:
         wanted.host,
         port,
         work,
-        audit=settings.home / "gateway" / "audit.jsonl",
-        ledger=settings.home / "gateway" / "ledger.sqlite",
+        audit=where.audit,
+        ledger=where.ledger,
+        prices=where.prices,
         policy=file.absolute() if there else None,
         hosts=wanted.lets[0],
         origins=wanted.lets[1],
@@ -161,7 +164,7 @@ def _variables(found: Policy | None) -> tuple[str, ...]:
 def _notes(found: Policy | None, servers: tuple[ServerInfo, ...], settings: Settings) -> list[str]:
     if found is None:
         names = ", ".join(s.name for s in servers) or "none: start one with `miyabi-llm serve REF --detach`"
-        return [f"no policy, so nothing goes to a cloud; servers here: {names}"]
+        return [f"no policy (`miyabi-llm route init` writes one), so nothing goes to a cloud; servers here: {names}"]
     if found.error:
         return [f"nothing goes to a cloud: {found.error}"]
     notes = []

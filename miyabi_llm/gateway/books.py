@@ -54,11 +54,8 @@ class Files:
                 file.close()
 
 
-def open_files(order: Order, override: Path | None = None) -> Files:
-    """Open the books of an order; what cannot be opened is None, and never a reason not to answer here.
-
-    `override` is the user's own price table.
-    """
+def open_files(order: Order) -> Files:
+    """Open the books of an order; what cannot be opened is None, and never a reason not to answer here."""
     why: list[str] = []
 
     def tried(make: Any, *arguments: Any) -> Any:
@@ -70,7 +67,7 @@ def open_files(order: Order, override: Path | None = None) -> Files:
 
     folder = order.audit.parent
     key = tried(keys.secret, folder / "key")
-    table = tried(prices.load, override) if override is not None else prices.BUILT_IN
+    table = tried(prices.load, order.prices) if order.prices is not None else prices.BUILT_IN
     return Files(
         key or b"",
         tried(Audit, order.audit, key) if key else None,

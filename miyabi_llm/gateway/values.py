@@ -16,9 +16,9 @@ MODEL = "gateway"  # the name under which its supervisor knows it; no request is
 class Order:
     """How a gateway runs. `policy` is the file, None: only the local targets in `servers`.
 
-    `work` is a private folder for its socket; `audit` and `ledger` are files that outlive it. `hosts` and `origins` are
-    let in beside the usual ones. `servers` are running servers of ours: (name, base URL, model, backend). `ui` serves
-    the page.
+    `work` is a private folder for its socket; `audit` and `ledger` are files that outlive it, `prices` is the user's
+    own price table. `hosts` and `origins` are let in beside the usual ones. `servers` are running servers of ours:
+    (name, base URL, model, backend). `ui` serves the page.
     """
 
     host: str
@@ -27,6 +27,7 @@ class Order:
     audit: Path
     ledger: Path
     policy: Path | None = None
+    prices: Path | None = None
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     servers: tuple[tuple[str, str, str, str], ...] = ()
@@ -47,7 +48,7 @@ class Order:
         """What `to_json` wrote."""
         body: dict[str, Any] = json.loads(text)
         body |= {k: Path(body[k]) for k in ("work", "audit", "ledger")}
-        body["policy"] = Path(body["policy"]) if body["policy"] else None
+        body |= {k: Path(body[k]) if body[k] else None for k in ("policy", "prices")}
         body |= {k: tuple(body[k]) for k in ("hosts", "origins")}
         body["servers"] = tuple((n, u, m, b) for n, u, m, b in body["servers"])
         return cls(**body)

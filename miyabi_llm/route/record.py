@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from miyabi_llm import detect
@@ -45,6 +46,7 @@ def decided(facts: Facts, decision: Decision, policy: Policy, body: str, session
     }
 
 
+@lru_cache(maxsize=1024)
 def word(text: str) -> str:
     """A client's word as it may be kept: a plain name in which nothing private is found; empty stays empty. Pure."""
     if not text:
