@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from miyabi_llm import config
 from miyabi_llm.errors import BackendMissing, Missing, NetworkError
@@ -24,6 +25,10 @@ pytest_plugins = ["tests.alone"]
 USER = config.load()  # the environment as the user has it, before any fixture changes it
 # A shell that starts the tests in its background makes them ignore Ctrl-C, and all their children with them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# No example fails for its time: the machine may have other work.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 CI = bool(os.environ.get("CI"))
 

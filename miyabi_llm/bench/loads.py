@@ -24,8 +24,9 @@ class Found:
 
 
 def label(load: Load) -> str:
-    """A load in few words: `c=2`, `0.5/s`."""
-    return f"c={load.concurrency}" if load.rate is None else f"{load.rate:g}/s"
+    """A load in few words: `c=2`, `0.5/s`, `c=1 d=4096`."""
+    said = f"c={load.concurrency}" if load.rate is None else f"{load.rate:g}/s"
+    return f"{said} d={load.depth}" if load.depth else said
 
 
 def fixed(bench: Bench, loads: Sequence[Load]) -> Found:

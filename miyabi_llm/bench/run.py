@@ -25,6 +25,7 @@ from miyabi_llm.bench.stats.figures import first_ns
 from miyabi_llm.bench.study import INTERRUPTED, Curve, First, Level, Used, blank, sum_of
 from miyabi_llm.bench.values import Load, Phase, Run, Sample, Source, Target
 from miyabi_llm.bench.workload import Questions, Workload
+from miyabi_llm.bench.workload.depth import deepened
 from miyabi_llm.bench.workload.questions import forget
 from miyabi_llm.errors import InvalidMeasurement
 from miyabi_llm.types import Event, OnEvent, plain, silent
@@ -81,7 +82,7 @@ class Order:
         """The questions of one target at one load, all or a `part`. Raises BadUsage where they cannot be asked so."""
         part = part or Slice()
         return Questions(
-            self.workload,
+            deepened(self.workload, load.depth, self.seed),
             (target,),
             seed=self.seed,
             nonce=self.nonce,

@@ -162,6 +162,7 @@ class Load:
     per second at `arrival` times, over as many connections as are needed, `concurrency` at most when given.
     Ends after `requests` calls or `duration_s` seconds of sending, whichever comes first; then waits for what is in
     flight, `timeout_s` per call at most. `ramp_s` spreads the first sends of a closed loop. `seed` fixes the times.
+    `depth` is how many tokens, about, stand before each question.
     """
 
     concurrency: int | None = 1
@@ -172,6 +173,7 @@ class Load:
     ramp_s: float = 0.0
     seed: int = 0
     timeout_s: float = 300.0
+    depth: int = 0
 
 
 @dataclass(frozen=True, slots=True)

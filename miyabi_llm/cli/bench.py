@@ -42,6 +42,7 @@ SWEEP = typer.Option(False, "--sweep", help="Double the concurrency until it pay
 SLO = typer.Option(None, "--slo", metavar="PROMISE", help="Find the highest load that keeps 'ttft_p95<500ms'.")
 DURATION = typer.Option(None, "--duration", metavar="S", min=0.1, help="Seconds of sending per load; 30.")
 REQUESTS = typer.Option(None, "--requests", "-n", metavar="N", min=1, help="Requests per load, instead or at most.")
+DEPTH = typer.Option(None, "--depth", metavar="N,...", help="Tokens of text before each question; 0 when left out.")
 MAX_TOKENS = typer.Option(None, "--max-tokens", metavar="N", min=1, help="Longest answer; else as the workload says.")
 WARM_UP = typer.Option(1, "--warm-up", metavar="N", min=0, help="Requests per stream before each load, not counted.")
 SEED = typer.Option(0, "--seed", metavar="N", help="Order of the prompts and times of sending.")
@@ -94,6 +95,7 @@ def run(
     slo: str | None = SLO,
     duration: float | None = DURATION,
     requests: int | None = REQUESTS,
+    depth: str | None = DEPTH,
     max_tokens: int | None = MAX_TOKENS,
     warm_up: int = WARM_UP,
     seed: int = SEED,
@@ -142,11 +144,11 @@ def run(
 
     settings = config.load()
     wanted = aims.wishes(targets or (), url, endpoint, backend)
-    how = aims.How(speech, model, key_env, ctx, threads, pull, context.meta[EXTRA])
     plan = parse.plan(
-        parse.Words(concurrency, rate, slo, duration, requests, sweep=sweep),
+        parse.Words(concurrency, rate, slo, duration, requests, depth, sweep=sweep),
         parse.Sending(arrival, ramp, timeout, seed),
     )
+    how = aims.How(speech, model, key_env, ctx or plan.context or None, threads, pull, context.meta[EXTRA])
     if compat not in (None, "vllm"):
         raise BadUsage(f"--compat {compat}: vllm is the only one")
     told = bench_gate.Told(junit, markdown, history, label)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from miyabi_llm.bench.values import Arrival, Load
 
 SECONDS = 30.0  # of each load when nobody says
+BESIDE = 1024  # tokens of a stream's context for the question and the answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class Words:
     slo: str | None = None
     duration: float | None = None
     requests: int | None = None
+    depth: str | None = None
     sweep: bool = False
 
 
@@ -49,6 +51,13 @@ class Plan:
     start: float | None = None
 
     @property
+    def context(self) -> int:
+        """Tokens of context that a server of ours needs for all streams at the deepest; 0 where no depth was asked."""
+        deepest = max(load.depth for load in self.loads)
+        streams = max(load.concurrency or 1 for load in self.loads)
+        return (deepest + BESIDE) * streams if deepest else 0
+
+    @property
     def searching(self) -> bool:
         """Whether the loads are found while measuring."""
         return self.sweep or bool(self.promises)
@@ -69,20 +78,33 @@ def plan(words: Words, sending: Sending) -> Plan:
     base = Load(
         1, None, cast("Arrival", sending.arrival), words.requests, seconds, sending.ramp, sending.seed, sending.timeout
     )
+    depths = _depths(words.depth)
+    if (words.slo or words.sweep) and len(depths) > 1:
+        raise BadUsage("a load is searched at one depth", hint="Give --depth one number.")
+    base = replace(base, depth=depths[0])
     promises = parse(words.slo) if words.slo else ()
     rates = numbers(words.rate, "--rate")
     if promises and not words.sweep:
         if words.concurrency or len(rates) > 1:
             raise BadUsage("--slo searches the load itself", hint="--rate N says where to begin, in requests/s.")
         return Plan((base,), promises=promises, start=rates[0] if rates else None)
-    from dataclasses import replace
-
     if rates:
-        return Plan(tuple(replace(base, rate=r, concurrency=None) for r in rates))
+        return Plan(tuple(replace(base, rate=r, concurrency=None, depth=d) for d in depths for r in rates))
     streams = numbers(words.concurrency, "--concurrency") or (1.0,)
     if any(not n.is_integer() or n > 65536 for n in streams):
         raise BadUsage(f"--concurrency {words.concurrency}: whole numbers of streams")
-    return Plan(tuple(replace(base, concurrency=int(n)) for n in streams), words.sweep, promises)
+    loads = tuple(replace(base, concurrency=int(n), depth=d) for d in depths for n in streams)
+    return Plan(loads, words.sweep, promises)
+
+
+def _depths(text: str | None) -> tuple[int, ...]:
+    """`0,2048,8192` as whole numbers of tokens. Raises BadUsage."""
+    if text is None:
+        return (0,)
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and len(part) < 8 for part in parts) or len(set(parts)) != len(parts):
+        raise BadUsage(f"--depth {text}: different whole numbers of tokens", hint="Like `--depth 0,2048,8192`.")
+    return tuple(map(int, parts))
 
 
 def numbers(text: str | None, option: str) -> tuple[float, ...]:

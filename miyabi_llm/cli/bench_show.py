@@ -22,6 +22,7 @@ MAIN = (
     ("E2E p50", "e2e", "p50"),
     ("tok/s each", "decode_tps", "p50"),
 )
+DEEP = (("prompt tokens", "prompt_tokens", "p50"), ("prompt tok/s", "prefill_tps", "p50"))  # with a depth
 # Columns of words; others are numbers and end at the right.
 WORDS = frozenset(
     ("load", "target", "price of", "promise", "answer", "rule", "verdict", "time", "version", "check", "note", "figure")
@@ -58,11 +59,12 @@ def show(study: Study) -> None:
 def _main(levels: Sequence[Level]) -> tuple[list[str], list[list[str]]]:
     measured = [(level, m) for level in levels for m in level.report.measured]
     rates = [(title, name) for title, name in RATES if any(m.metric(name) for _, m in measured)]
-    head = ["load", "target", "n", *(title for title, _, _ in MAIN), *(title for title, _ in rates), "failed"]
+    main = (*DEEP, *MAIN) if any(level.report.load.depth for level in levels) else MAIN
+    head = ["load", "target", "n", *(title for title, _, _ in main), *(title for title, _ in rates), "failed"]
     rows = []
     for level, m in measured:
         row = [level.label, m.name, f"{m.counts.ok:,}"]
-        row += [_cell(m, name, p) for _, name, p in MAIN]
+        row += [_cell(m, name, p) for _, name, p in main]
         row += [amount(found.mean, found.unit) if (found := m.metric(name)) else "" for _, name in rates]
         rows.append([*row, f"{m.counts.failed:,}" if m.counts.failed else "0"])
     return head, rows

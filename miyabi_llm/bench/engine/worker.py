@@ -54,6 +54,7 @@ def part(load: Load, shard: int, shards: int) -> Load:
         ramp_s=load.ramp_s,
         seed=load.seed,
         timeout_s=load.timeout_s,
+        depth=load.depth,
     )
 
 

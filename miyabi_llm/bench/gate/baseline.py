@@ -131,6 +131,7 @@ def mismatches(baseline: Baseline, report: Report) -> tuple[str, ...]:
         ("unique prompts", p.nonce, q.nonce),
         ("concurrency", a.concurrency, b.concurrency),
         ("rate", a.rate, b.rate),
+        ("context depth", a.depth, b.depth),
     ]
     return tuple(f"{what}: {x} then, {y} now" for what, x, y in parts if x != y)
 
