@@ -1,4 +1,4 @@
-"""Write reference/cli.md and reference/policy.md from the code; `--check` fails when one is out of date."""
+"""Write the pages of PAGES under reference/ from the code; `--check` fails when one is out of date."""
 
 from __future__ import annotations
 
@@ -32,6 +32,19 @@ stdout. People's text, progress and warnings go to stderr. Exit codes:
 | 6 | a measurement was inconclusive |
 | 7 | a measurement was invalid |
 | 130 | interrupted |
+"""
+
+RECIPE_HEAD = """# Recipe reference
+
+Written from the schema itself by `docs/generate.py`; a test keeps it true. `miyabi-llm finetune schema -o recipe.json`
+writes the same as a JSON Schema; with `# yaml-language-server: $schema=recipe.json` in its first line an editor
+completes the keys of a recipe and marks what is wrong.
+
+A recipe is YAML with plain values: tags, anchors, aliases, merge keys and a key given twice are refused. Numbers are
+those of YAML 1.2, so `1e-4` is a number and `no` is a word. Paths begin where the recipe lies. `--set key.path=value`
+puts another value in the place of a key; the value is YAML too: `--set lora.targets=[q_proj,v_proj]`, or
+`--set gates.min_gain=` for none. An unknown key is an error with its line and the key that was meant, also when it is
+another tool's.
 """
 
 
@@ -120,7 +133,26 @@ def _kind(body: dict[str, Any]) -> str:
     return f"{kind}: " + ", ".join(f"`{w}`" for w in words) if words else kind
 
 
-PAGES: dict[Path, Callable[[], str]] = {TARGET: page, REFERENCE / "policy.md": policy_page}
+def recipe_page() -> str:
+    """The page of a recipe's keys."""
+    from miyabi_llm.finetune import schema
+
+    parts = [RECIPE_HEAD]
+    section = ""
+    for name, takes, default, text in schema.rows():
+        if name.partition(".")[0] != section:
+            section = name.partition(".")[0]
+            parts.append(f"\n## `{section}`\n\n| key | value | default | |\n|---|---|---|---|\n")
+        shown = f"`{default}`" if default else "needed"
+        parts.append(f"| `{name}` | {_cell(takes)} | {shown} | {_cell(text)} |\n")
+    return "".join(parts)
+
+
+PAGES: dict[Path, Callable[[], str]] = {
+    TARGET: page,
+    REFERENCE / "policy.md": policy_page,
+    REFERENCE / "recipe.md": recipe_page,
+}
 
 
 def main() -> int:
