@@ -20,6 +20,7 @@ from miyabi_llm.finetune import peek as peeking
 from miyabi_llm.finetune import speed
 from miyabi_llm.finetune.context import precision
 from miyabi_llm.finetune.estimate import Estimate
+from miyabi_llm.finetune.training import cannot_share
 from miyabi_llm.hardware import Hardware
 from miyabi_llm.memory import MARGIN
 from miyabi_llm.tools import converting, installed, llama_cpp, lock, quantizing
@@ -82,6 +83,7 @@ def check(loaded: Loaded, place: Place, on_event: OnEvent = silent, *, full: boo
         *_rows(loaded, rows),
         *_template(seen, engine, place, on_event),
         *_programs(place),
+        *_shared(loaded, place),
         *(_converted(seen, place, on_event) if full else _converted_before(seen, place)),
         *(_judged(told, loaded, place) if told else ()),
     ]
@@ -152,6 +154,12 @@ def _engine(engine: Engine, kind: str, method: str, place: Place) -> Iterator[Fi
         yield Finding("engine", "ok", f"{engine.name}, {kind}: {names}, as pinned")
     if method == "qlora" and kind == "fp32":
         yield Finding("precision", "ok", "qlora in fp32: resumed runs end alike, not bit for bit (its adapter is bf16)")
+
+
+def _shared(loaded: Loaded, place: Place) -> Iterator[Finding]:
+    why = cannot_share(loaded.recipe, place.machine)
+    if why is not None:
+        yield Finding("launch", "fail", why, "--set train.launch.strategy=ddp")
 
 
 def _base(seen: peeking.Peek) -> Finding:

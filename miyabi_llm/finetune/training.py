@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from miyabi_llm.engines import checkpoints, environment
+from miyabi_llm.errors import MachineLimit
 from miyabi_llm.finetune import estimate as estimating
 from miyabi_llm.finetune import speed
 from miyabi_llm.finetune.context import RunContext, StageResult, digest, listed, made_by, section
+from miyabi_llm.finetune.recipe import Recipe
+from miyabi_llm.hardware import Hardware
 from miyabi_llm.types import Event
 
 # By one key of the recipe. TensorBoard's writer is part of the environment; the others are brought when asked for.
-TRACKERS: Mapping[str, tuple[str, ...]] = {"trackio": ("trackio==0.43.0",), "wandb": ("wandb==0.31.0",)}
+EXTRAS: Mapping[str, tuple[str, ...]] = {"trackio": ("trackio==0.43.0",), "wandb": ("wandb==0.31.0",)}
+DEEPSPEED = ("deepspeed==0.19.8",)  # for zero2 and zero3 only; not run where this was built
 
 
 def inputs(ctx: RunContext) -> Mapping[str, str]:
@@ -83,16 +87,19 @@ def order(ctx: RunContext, identity: str, resume: Path | None) -> dict[str, Any]
         "resume": str(resume) if resume else None,
         "identity": identity,
     }
-    return body | tracker(ctx)
+    return body | more_packages(ctx)
 
 
-def tracker(ctx: RunContext) -> dict[str, Any]:
-    """A folder with the tracker's packages, brought if they are not here. Raises Missing, NetworkError."""
-    name = ctx.recipe.train.tracker
-    if name not in TRACKERS:
+def more_packages(ctx: RunContext) -> dict[str, Any]:
+    """A folder with the packages that few recipes ask for, brought if it is not here. Raises Missing, NetworkError."""
+    name: str = ctx.recipe.train.tracker
+    words = EXTRAS.get(name, ())
+    if ctx.recipe.train.launch.strategy in ("zero2", "zero3"):
+        name, words = f"{name}-deepspeed", (*words, *DEEPSPEED)
+    if not words:
         return {}
     env = ctx.engine.install(ctx.settings, ctx.on_event)
-    return {"extra": str(environment.extra(name, TRACKERS[name], env, ctx.settings, ctx.on_event))}
+    return {"extra": str(environment.extra(name, words, env, ctx.settings, ctx.on_event))}
 
 
 def launch(ctx: RunContext) -> dict[str, Any]:
@@ -108,6 +115,8 @@ def launch(ctx: RunContext) -> dict[str, Any]:
     if ctx.recipe.train.tracker == "trackio":
         variables = {"TRACKIO_DIR": str(ctx.run.root / "trackio")}
     more: dict[str, Any] = {"env": variables} if variables else {}
+    if (why := cannot_share(ctx.recipe, ctx.machine)) is not None:
+        raise MachineLimit(why, hint="Set train.launch.strategy: ddp, which copies the model to each process.")
     if wanted.processes * wanted.nodes > 1:
         address, _, port = (wanted.address or "").rpartition(":")
         more["processes"] = wanted.processes
@@ -121,6 +130,17 @@ def launch(ctx: RunContext) -> dict[str, Any]:
             "port": int(port) if port.isdigit() else None,
         }
     return more
+
+
+def cannot_share(recipe: Recipe, machine: Hardware) -> str | None:
+    """Why the recipe's strategy cannot be used on this machine; None when it can. Pure.
+
+    accelerate 1.15 shares a model out among cards only: told fsdp on a CPU it copies the model and says nothing.
+    """
+    launch = recipe.train.launch
+    if launch.processes * launch.nodes > 1 and launch.strategy in ("fsdp", "zero2", "zero3") and not machine.gpus:
+        return f"train.launch.strategy {launch.strategy} shares a model out among cards, and there is none here"
+    return None
 
 
 def _resume(ctx: RunContext, identity: str) -> Path | None:

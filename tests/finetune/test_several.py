@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,23 +11,36 @@ from hypothesis import strategies as st
 
 from miyabi_llm.engines import checkpoints, launching
 from miyabi_llm.errors import BadUsage
-from miyabi_llm.finetune import rundir
+from miyabi_llm.finetune import load, rundir, training
+from miyabi_llm.hardware import Gpu
 from tests.finetune import trainer
 from tests.finetune.test_resume import home
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_processes_train_one_adapter(recipe: Path, strategy: str) -> None:
-    more = (f"train.launch.strategy={strategy}", "train.launch.processes=2", "train.max_steps=4")
+def test_two_processes_train_one_adapter(recipe: Path) -> None:
+    more = ("train.launch.strategy=ddp", "train.launch.processes=2", "train.max_steps=4")
     told = trainer.train(recipe, trainer.show, *more).stages["train"].figures
     assert told["effective"]["processes"] == 2
-    assert told["effective"]["distributed"] == {"ddp": "MULTI_CPU", "fsdp": "FSDP"}[strategy]
+    assert told["effective"]["distributed"] == "MULTI_CPU"
     assert told["steps"] == 4
     run = rundir.place(home(), "small")
     assert not checkpoints.wrong(run.adapter)
     assert not checkpoints.wrong(run.checkpoints / "step-4")
     assert (run.adapter / "adapter_model.safetensors").stat().st_size > 10_000
+    # every process keeps its random state
+    assert {p.name for p in (run.checkpoints / "step-4").glob("rng*")} == {"rng_state_0.pth", "rng_state_1.pth"}
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "zero2", "zero3"])
+def test_what_needs_cards_is_refused_on_a_cpu(recipe: Path, strategy: str) -> None:
+    """accelerate would copy the model instead, and say nothing."""
+    from miyabi_llm import hardware
+
+    loaded = load.load(recipe, (f"train.launch.strategy={strategy}", "train.launch.processes=2"))
+    machine = replace(hardware.look({}), gpus=())
+    assert "among cards" in (training.cannot_share(loaded.recipe, machine) or "")
+    assert training.cannot_share(loaded.recipe, replace(machine, gpus=(Gpu("cuda", "L4"),))) is None
 
 
 @given(
