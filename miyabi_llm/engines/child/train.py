@@ -25,7 +25,7 @@ def run(order: dict[str, Any], say: Any) -> dict[str, Any]:
         importlib.import_module("unsloth")  # before transformers and trl: it changes them
     import transformers
 
-    from miyabi_llm.engines.child import common, effective, proof, watch
+    from miyabi_llm.engines.child import common, compact, effective, proof, watch
 
     root = Path(order["checkpoints"])
     staging = root / ".staging"
@@ -44,8 +44,10 @@ def run(order: dict[str, Any], say: Any) -> dict[str, Any]:
         order["identity"],
         (patience["patience"], patience["min_delta"]) if patience else None,
     )
+    only_trained = not order.get("plain") and compact.install()
     trainer = build(order, str(staging), [seen])
     used = effective.read(trainer) | {"train.keep_checkpoints": train["keep_checkpoints"]}
+    used["scores_trained_only"] = only_trained
     facts = proof.examine(trainer, order["max_length"]) if train["method"] == "sft" else {}
     if order.get("processes", 1) == 1:
         signal.signal(signal.SIGTERM, lambda *_: seen.stop())

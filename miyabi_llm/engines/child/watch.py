@@ -23,7 +23,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, say: Any, root: Path, keep: int, identity: str, patience: tuple[int, float] | None) -> None:
         self._say, self._root, self._keep, self._identity, self._patience = say, root, keep, identity, patience
-        self._started = self._tokens = 0.0
+        self._started = self._tokens = self._cpu = 0.0
         self.began = 0
         self.curve: list[dict[str, float]] = []
         self.peak = 0
@@ -40,7 +40,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The clock starts."""
-        self._started, self.began = time.monotonic(), state.global_step
+        self._started, self._cpu, self.began = time.monotonic(), time.process_time(), state.global_step
         self._say("phase", "train", f"{state.max_steps} steps from {state.global_step}")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
@@ -95,9 +95,10 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
     @property
     def figures(self) -> dict[str, float]:
-        """Tokens and seconds of this process's training."""
-        spent = time.monotonic() - self._started
-        return {"tokens": self._tokens, "seconds": round(spent, 3), "tokens_per_s": round(self._tokens / spent, 2)}
+        """Tokens, seconds and processor seconds of this process's training, checkpoints included."""
+        spent, cpu = time.monotonic() - self._started, time.process_time() - self._cpu
+        speed = round(self._tokens / spent, 2)
+        return {"tokens": self._tokens, "seconds": round(spent, 3), "cpu_s": round(cpu, 3), "tokens_per_s": speed}
 
 
 def together() -> None:
