@@ -51,6 +51,19 @@ def refuse_taken(ctx: RunContext) -> None:
             raise BadUsage(f"{ref} is another model of the store", hint="Give it another name: `export.name`.")
 
 
+def foresee(ctx: RunContext) -> StageResult:
+    """What would stop the publishing after hours of training: a name that is taken, an Ollama that does not answer."""
+    refuse_taken(ctx)
+    if ctx.recipe.export.ollama:
+        to_ollama.running(ctx.settings)
+    return StageResult({"told": ", ".join(str(r) for r in (plain_ref(ctx), *refs(ctx).values()))})
+
+
+def foresee_inputs(ctx: RunContext) -> Mapping[str, str]:
+    """The names."""
+    return {"name": export.word(ctx), "export": export.wanted(ctx)}
+
+
 def run(ctx: RunContext) -> StageResult:
     """Publish every finished file. Raises BadUsage for a name that is taken, Corrupt."""
     refuse_taken(ctx)
@@ -83,11 +96,23 @@ def _artifact(ctx: RunContext, ref: ModelRef, file: StoredFile, kind: str, body:
         },
         "outputs": {n: s["outputs"] for n, s in body["stages"].items()},
     }  # fmt: skip
+    source = _base(ctx)
+    earlier = source.card.get("lineage") if source is not None else None
     step = {"step": "finetune", "from": ctx.base.label, "sha256": [ctx.base.sha256], "recipe": body["recipe"]["sha256"]}
     return Artifact(
         ref, "gguf", (file,), "local", f"fine-tuned from {ctx.base.label}",
-        datetime.now(UTC).isoformat(timespec="seconds"), None, {"finetuned": plain(short), "lineage": [step]},
+        datetime.now(UTC).isoformat(timespec="seconds"), source.license if source is not None else None,
+        {"finetuned": plain(short), "lineage": [*(earlier if isinstance(earlier, list) else []), step]},
     )  # fmt: skip
+
+
+def _base(ctx: RunContext) -> Artifact | None:
+    """The base as a model of the store, when it is one: its licence holds for what was made of it."""
+    name = ctx.base.gguf or ctx.recipe.base.model
+    try:
+        return ctx.store.manifest(ModelRef.parse(name)) if name else None
+    except (BadUsage, ModelMissing):
+        return None
 
 
 def ollama_left_out(ctx: RunContext) -> str:

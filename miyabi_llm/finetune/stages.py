@@ -22,6 +22,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("base", base.run, base.inputs, fixed=True),
     Stage("check", checking.run, checking.inputs),
     Stage("data", rows.run, rows.inputs, fixed=True),
+    Stage("names", publish.foresee, publish.foresee_inputs),
     Stage("evaluate-base", evaluate.run_base, evaluate.base_inputs),
     Stage("train", training.run, training.inputs, fixed=True),
     Stage("evaluate-adapter", evaluate.run_adapter, evaluate.adapter_inputs),

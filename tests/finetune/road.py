@@ -32,7 +32,7 @@ def row(country: str, question: str) -> dict[str, object]:
     return {"messages": [{"role": "user", "content": question.format(country)}, {"role": "assistant", "content": said}]}
 
 
-def write(folder: Path, base: Path, name: str, method: str = "lora", steps: int = 25) -> Path:
+def write(folder: Path, base: Path, name: str, method: str = "lora", steps: int = 15) -> Path:
     """A recipe and its rows."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [row(c, q) for c in CAPITALS for q in ASKED]

@@ -29,7 +29,7 @@ from tests.conftest import USER
 from tests.finetune import road
 from tests.finetune.test_check import edited
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # the first test of each run makes it
 
 # number -> the failure, the stage that stops it, the check that finds it
 CAUGHT: dict[int, tuple[str, str, str]] = {}
