@@ -85,11 +85,15 @@ LIMITS: Mapping[str, Limits] = {
     "Q4_K_M": Limits(1.00, 6e-2, 0.90),
 }
 WIDEST = Limits(2.0, 0.25, 0.80)
+NARROW = Limits(0.5, 1e-2, 0.95)  # of a trainer in 16-bit arithmetic
 
 
-def limits(kind: str) -> Limits:
-    """What a type of file is held to."""
-    return LIMITS.get(kind.upper(), WIDEST)
+def limits(kind: str, arithmetic: str = "float32") -> Limits:
+    """What a type of file is held to; a trainer that had no room for 32-bit arithmetic is itself not exact."""
+    found = LIMITS.get(kind.upper(), WIDEST)
+    if arithmetic == "float32":
+        return found
+    return Limits(max(found.delta, NARROW.delta), max(found.kl, NARROW.kl), min(found.top, NARROW.top))
 
 
 def probes(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -139,11 +143,12 @@ def server(
 
 
 def judge(
-    kind: str, want: Mapping[str, Told], got: Mapping[str, Told], static: Sequence[Finding], start: str = ""
-) -> Parity:
+    kind: str, want: Mapping[str, Told], got: Mapping[str, Told], static: Sequence[Finding], start: str = "",
+    arithmetic: str = "float32",
+) -> Parity:  # fmt: skip
     """The table and its findings. `start` is the text of the token that begins every text: the server leaves it out of
     the prompt it shows and puts it in when it tokenizes."""
-    allowed = limits(kind)
+    allowed = limits(kind, arithmetic)
     findings, lines = [*static], []
     deltas, divergences, same, clear = [0.0], list[float](), 0, 0
     for name, theirs in want.items():

@@ -82,7 +82,7 @@ def look(kind: str, path: Path, asked: Asked, on_event: OnEvent = silent, *, who
     with serving(path, asked.kitchen, asked.ctx, asked.words) as one:
         got = parity.server(one, asked.told["asked"], trainer, on_event)
         begin = one.moment.begin()
-    table = parity.judge(kind, trainer, got, static, begin)
+    table = parity.judge(kind, trainer, got, static, begin, str(asked.told.get("arithmetic", "float32")))
     return replace(table, seconds=round(time.monotonic() - started, 2))
 
 

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from miyabi_llm.finetune.context import RunContext
+from tests.finetune import road
+
 RECIPE = """
 base: {{model: {base}}}
 data: {{train: rows.jsonl, eval_fraction: 0.25, max_length: 128}}
@@ -35,3 +38,18 @@ def recipe(tmp_path: Path, tiny_base: Path, one_thread: None) -> Path:
     path = tmp_path / "small.yaml"
     path.write_text(RECIPE.format(base=tiny_base), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def tuned(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory, real_server: Path) -> RunContext:
+    """A whole LoRA run."""
+    place = tmp_path_factory.mktemp("road")
+    return road.through(road.write(place, tiny_base, "tuned"), road.world(place / "home"))
+
+
+@pytest.fixture(scope="session")
+def packed(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory, real_server: Path) -> RunContext:
+    """A QLoRA run as far as what its trainer says."""
+    place = tmp_path_factory.mktemp("packed")
+    recipe = road.write(place, tiny_base, "packed", "qlora")
+    return road.through(recipe, road.world(place / "home"), until="evaluate-adapter")

@@ -41,21 +41,6 @@ def caught(number: int, failure: str, stage: str, how: str) -> Callable[[Callabl
     return lambda test: test
 
 
-@pytest.fixture(scope="session")
-def tuned(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory, real_server: Path) -> RunContext:
-    """A whole LoRA run."""
-    place = tmp_path_factory.mktemp("road")
-    return road.through(road.write(place, tiny_base, "tuned"), road.world(place / "home"))
-
-
-@pytest.fixture(scope="session")
-def packed(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory, real_server: Path) -> RunContext:
-    """A QLoRA run as far as what its trainer says."""
-    place = tmp_path_factory.mktemp("packed")
-    recipe = road.write(place, tiny_base, "packed", "qlora")
-    return road.through(recipe, road.world(place / "home"), until="evaluate-adapter")
-
-
 def wrong(ctx: RunContext, path: Path, kind: str = "Q8_0") -> list[str]:
     """What the parity gate finds in a file."""
     told = json.loads(evaluate.proof(ctx, evaluate.PROBES).read_text())

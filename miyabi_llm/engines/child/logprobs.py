@@ -12,6 +12,7 @@ from typing import Any
 
 from miyabi_llm.engines.child import common
 from miyabi_llm.engines.child.opening import (
+    arithmetic,
     continued,
     ends_of,
     ids_of,
@@ -32,7 +33,8 @@ def run(order: Mapping[str, Any], say: Callable[..., None]) -> dict[str, Any]:
     for i, probe in enumerate(order["probes"]):
         found.append(_asked(model, tokenizer, probe, order, ends))
         say("progress", "probes", done=i + 1, total=len(order["probes"]), unit="probes")
-    return {"probes": found, "ends": ends, "template": sha256(template) if template else None}
+    sha = sha256(template) if template else None
+    return {"probes": found, "ends": ends, "template": sha, "arithmetic": arithmetic(model)}
 
 
 def _asked(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from miyabi_llm.engines.child import common
-from miyabi_llm.engines.child.opening import open_model, put_on, read_rows, split, tokenizer_of
+from miyabi_llm.engines.child.opening import arithmetic, open_model, put_on, read_rows, split, tokenizer_of
 
 F16_MAX = 65504.0
 WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".gguf")
@@ -109,7 +109,7 @@ def merged(spec: Mapping[str, Any], kind: str) -> Any:
     model = open_model(base)
     if not spec.get("adapter"):  # every weight was trained: there is nothing to merge
         return model
-    return put_on(model, spec["adapter"]).merge_and_unload(safe_merge=True).eval()
+    return put_on(model, spec["adapter"], wide=arithmetic(model) == "float32").merge_and_unload(safe_merge=True).eval()
 
 
 def write(model: Any, spec: Mapping[str, Any], tokenizer: Any, target: Path) -> dict[str, Any]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from miyabi_llm.engines.child import common
 
+ROOM = 0.85  # of the free memory: the rest is for what is computed on the way
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -27,12 +29,38 @@ def open_model(spec: Mapping[str, Any], *, packed: bool = False) -> Any:
     numbers that are not packed widened. So two models differ by their weights, not by rounding on the way.
     """
     model = common.model(spec["base"], str(spec.get("precision") or "fp32"), nf4=bool(spec.get("nf4")))
-    if spec.get("nf4") and not packed:
+    wide = roomy(model)
+    if spec.get("nf4") and not packed and wide:
         model = unpacked(model)
-    widen(model)
+    if wide:
+        widen(model)
     if spec.get("adapter"):
-        model = put_on(model, spec["adapter"])
+        model = put_on(model, spec["adapter"], wide=wide)
     return model.eval()
+
+
+def roomy(model: Any) -> bool:
+    """Whether every weight has room in 32 bits where the model lies; else it is asked in the precision it came in."""
+    import torch
+
+    numbers = here = 0
+    for tensor in model.parameters():
+        state = getattr(tensor, "quant_state", None)
+        numbers += math.prod(state.shape) if state is not None else tensor.numel()
+        here += tensor.numel() * tensor.element_size()
+    if model.device.type == "cuda":
+        free = torch.cuda.mem_get_info(model.device)[0]
+    else:
+        import psutil
+
+        free = psutil.virtual_memory().available
+    return bool(4 * numbers - here < ROOM * free)
+
+
+def arithmetic(model: Any) -> str:
+    """The narrowest type among the model's weights that are not packed: no answer is more exact than it."""
+    sizes = {str(p.dtype).removeprefix("torch."): p.element_size() for p in model.parameters() if p.is_floating_point()}
+    return min(sizes, key=lambda k: sizes[k]) if sizes else "float32"
 
 
 def unpacked(model: Any) -> Any:
@@ -43,10 +71,11 @@ def unpacked(model: Any) -> Any:
     return model
 
 
-def put_on(model: Any, adapter: str) -> Any:
-    """`model` with the adapter of that folder on it, not merged, in 32 bits."""
+def put_on(model: Any, adapter: str, *, wide: bool = True) -> Any:
+    """`model` with the adapter of that folder on it, not merged; with `wide` in 32 bits."""
     made = common.adapted(model, adapter)
-    widen(made)
+    if wide:
+        widen(made)
     return made.eval()
 
 
