@@ -102,15 +102,16 @@ def splitter(data: mmap.mmap, header: gguf.Header) -> bool:
 
 
 def weights(data: mmap.mmap, header: gguf.Header) -> bool:
-    """A matrix of the second layer stands in the first: what a wrong merge or a cut file may give."""
+    """The matrices of the second layer stand in the first: what a wrong merge or a cut file may give."""
     by_name = {t.name: t for t in header.tensors}
-    for part in ("attn_q", "ffn_up", "attn_output"):
+    done = False
+    for part in ("attn_q", "attn_output", "ffn_up", "ffn_down"):
         one, other = by_name.get(f"blk.0.{part}.weight"), by_name.get(f"blk.1.{part}.weight")
         if one is not None and other is not None and (one.type, one.nbytes) == (other.type, other.nbytes):
             a, b = (header.data_offset + t.offset for t in (one, other))
             data[a : a + one.nbytes] = data[b : b + one.nbytes]
-            return True
-    return False
+            done = True
+    return done
 
 
 def positions(data: mmap.mmap, header: gguf.Header) -> bool:
@@ -149,7 +150,7 @@ def _rename(data: mmap.mmap, key: str, other: str) -> bool:
 FAULTS: tuple[Fault, ...] = (
     Fault("template", 1, "another template, by one letter", template),
     Fault("no template", 16, "the template is lost", no_template),
-    Fault("weights", 2, "a matrix in the place of another", weights),
+    Fault("weights", 2, "the matrices of one layer in another", weights),
     Fault("positions", 2, "positions turn at another speed", positions),
     Fault("begin", 5, "a token before every prompt", begin),
     Fault("end", 18, "another token ends an answer", eos),
