@@ -6,7 +6,9 @@ import re
 
 from miyabi_llm.backends.base import ModelState, Unsupported
 from miyabi_llm.backends.ollama_values import Shown
+from miyabi_llm.errors import BadUsage
 from miyabi_llm.gguf import Header
+from miyabi_llm.refs import ModelRef
 from miyabi_llm.store.link import OURS
 from miyabi_llm.types import ServeSpec
 
@@ -30,6 +32,18 @@ def model_name(spec: ServeSpec) -> str:
         tag += "-gguf"
     short = f"{_part(base.removesuffix('.gguf')) or 'model'}:{tag}"
     return f"{OURS}/{short}" if spec.attach else short
+
+
+def library_name(ref: ModelRef) -> str:
+    """What Ollama calls a model that it fetches by itself: of its own library, or of the hub. Raises BadUsage."""
+    if ref.scheme == "ollama" and not ref.file:
+        return f"{ref.name}:{ref.revision}" if ref.revision else ref.name
+    if ref.scheme == "hf" and not ref.file and not ref.revision:
+        return f"hf.co/{ref.name}:{ref.quant}" if ref.quant else f"hf.co/{ref.name}"
+    raise BadUsage(
+        f"Ollama cannot fetch {ref} by itself",
+        hint="It knows `ollama:NAME:TAG` and `hf:ORG/REPO:QUANT`. `serve --backend ollama` lends it the others.",
+    )
 
 
 def _after(last: str) -> tuple[str, str, str]:

