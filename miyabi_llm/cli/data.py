@@ -48,6 +48,68 @@ def lint(
         raise typer.Exit(FAULTS)
 
 
+make = typer.Typer(name="make", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+app.add_typer(make)
+
+
+@make.callback()
+def _make() -> None:
+    """Make rows of what one owns."""
+
+
+@make.command("code-review")
+def code_review(
+    repository: Path = typer.Option(..., "--from", metavar="REPO", help="A git repository on this machine, your own."),
+    output: Path = typer.Option(..., "--output", "-o", metavar="FILE", help="Rows to learn from: .jsonl."),
+    commits: int = typer.Option(2000, "--commits", min=1, max=100_000, help="Newest commits looked at, at most."),
+    since: str | None = typer.Option(None, "--since", metavar="DATE", help="Only commits after this day."),
+    split: str = typer.Option("time", "--split", metavar="time|file", help="What held-out rows are parted by."),
+    held_out: float = typer.Option(0.15, "--held-out", min=0, max=0.9, help="Part of the rows that is held out."),
+    sound: float = typer.Option(1.0, "--sound", min=0, max=10, help="Rows without a defect for each with one."),
+    seed: int = typer.Option(17, "--seed", help="Which sound changes are taken."),
+    json_: bool = typer.Option(False, "--json", help="Print one JSON document."),
+) -> None:
+    """Make rows to learn code review from: what was mended later in a git history, and where it had come from."""
+    from miyabi_llm import config, detect
+    from miyabi_llm.cli import progress, show
+    from miyabi_llm.dataset import files, git, history
+    from miyabi_llm.errors import BadUsage
+
+    if output.suffix != ".jsonl":
+        raise BadUsage(f"{output}: rows are written as .jsonl", hint=f"-o {output.with_suffix('.jsonl')}")
+    if split not in ("time", "file"):
+        raise BadUsage(f"--split {split}: time or file")
+    wish = history.Wish(commits, since, "time" if split == "time" else "file", held_out, sound, seed)
+    source = git.Repository(repository, config.load().env)
+    with progress.shown(as_json=json_) as on_event:
+        found = history.make(source, wish, lambda text: (h.kind for h in detect.scan(text)), on_event)
+    if not found.learn:
+        raise BadUsage(
+            f"{repository}: no rows: of {found.commits:,} commits none mends lines of another one that is looked at",
+            hint="Look further back with --commits, or write rows by hand: see docs/how-to/finetune-data.md.",
+            left_out=found.left_out,
+        )
+    held = output.with_name(f"{output.stem}-eval.jsonl")
+    files.write(output, iter(found.learn))
+    if found.held:
+        files.write(held, iter(found.held))
+    told = {
+        "train": str(output), "eval": str(held) if found.held else None, "learn": len(found.learn),
+        "held": len(found.held), "commits": found.commits, "left_out": found.left_out,
+    }  # fmt: skip
+    show.emit(told, as_json=json_, render=_made)
+
+
+def _made(told: Any) -> None:
+    from miyabi_llm.cli import show
+
+    rows = [(f"{told['learn']:,}", "to learn from", told["train"])]
+    rows += [(f"{told['held']:,}", "held out", told["eval"])] if told["eval"] else []
+    rows += [(f"{n:,}", f"left out: {why}", "") for why, n in sorted(told["left_out"].items(), key=lambda x: -x[1])]
+    show.table(("ROWS", "", "FILE"), rows)
+    show.note("Read them before you train: what a commit mends, and what it only changes, is guessed from its words.")
+
+
 def _shown(told: Any) -> None:
     report = told["report"]
     print(f"{report.total:,} rows: {report.rows:,} read ({report.format or 'no form'}), {report.bad:,} not")
