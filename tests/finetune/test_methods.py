@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,7 @@ from miyabi_llm.finetune import rundir
 from miyabi_llm.types import Event
 from tests.finetune import trainer
 from tests.finetune.conftest import row
-from tests.finetune.test_resume import home
+from tests.finetune.test_resume import ROOT, home
 
 pytestmark = pytest.mark.slow
 SHORT = ("train.max_steps=3", "train.save_steps=3")
@@ -88,3 +91,32 @@ def test_a_run_says_how_it_goes(recipe: Path) -> None:
 def test_unknown_trackers_and_odd_recipes_are_refused_before_a_process_starts(recipe: Path) -> None:
     with pytest.raises(BadUsage):
         trainer.train(recipe, trainer.show, "train.tracker=mlflow")
+
+
+FULL = """
+mount -t tmpfs -o size=30m tmpfs "$MIYABI_HOME" || exit 77
+"$PYTHON" -m tests.finetune.trainer "$RECIPE"; echo "code $?"
+ls "$MIYABI_HOME/runs/small/checkpoints"
+mount -o remount,size=300m "$MIYABI_HOME"
+"$PYTHON" -m tests.finetune.trainer "$RECIPE"; echo "code $?"
+sha256sum "$MIYABI_HOME/runs/small/adapter/adapter_model.safetensors"
+"""
+
+
+def test_a_full_disk_stops_it_with_the_last_checkpoint_kept(recipe: Path) -> None:
+    """A real disk of 30 MB, full at the third checkpoint; with more room it ends as if nothing had been."""
+    folder = home()
+    folder.mkdir(parents=True, exist_ok=True)
+    env = dict(os.environ) | {"PYTHON": sys.executable, "RECIPE": str(recipe)}
+    argv = ["unshare", "-Urm", "sh", "-c", FULL]
+    done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip(f"no file system can be mounted here: {done.stderr[-200:]}")
+    first, _, second = done.stdout.partition("code 4")
+    assert "disk-full: train: no space left on the disk" in first, done.stdout
+    assert "the last whole checkpoint is kept" in first
+    assert "phase resume step-4" in second
+    assert "code 0" in second
+    trainer.train(recipe)
+    straight = checkpoints.sha256(rundir.place(folder, "small").adapter / "adapter_model.safetensors")
+    assert straight in second
