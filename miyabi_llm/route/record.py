@@ -12,6 +12,13 @@ from miyabi_llm.route.values import Decision, Facts, Finding, Policy, Verdict
 
 KIND = "decision"
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,95}")
+_NUMBER = re.compile(r"\d{7,}")
+_CLAUDE = re.compile(r"claude-[a-z]{1,12}-\d(?:-\d)?(?:-20\d{6})?")
+_PATHS = frozenset(
+    ("/v1/messages", "/v1/messages/count_tokens", "/v1/chat/completions", "/v1/completions", "/v1/embeddings",
+     "/v1/responses", "/v1/models", "/api/chat", "/api/generate", "/api/embed", "/api/embeddings", "/api/tags",
+     "/api/show")
+)  # fmt: skip
 KEPT_OUT = "(kept out)"
 
 
@@ -20,16 +27,17 @@ def decided(facts: Facts, decision: Decision, policy: Policy, body: str, session
 
     Words of the client are kept only where they look like names and nothing is found in them; headers never are.
     """
+    known = _known(facts, policy)
     return {
         "kind": KIND,
         "dialect": facts.dialect,
-        "path": word(facts.path),
-        "model": word(facts.model),
+        "path": word(facts.path, known),
+        "model": word(facts.model, known),
         "stream": facts.stream,
         "tokens": facts.est_tokens,
         "max_tokens": facts.max_tokens,
-        "hints": [word(h) for h in facts.hints[:8]],
-        "project": word(facts.project),
+        "hints": [word(h, known) for h in facts.hints[:8]],
+        "project": word(facts.project, known),
         "asked": facts.asked.name,
         "taint": facts.taint.name,
         "complete": facts.complete,
@@ -46,12 +54,31 @@ def decided(facts: Facts, decision: Decision, policy: Policy, body: str, session
     }
 
 
-@lru_cache(maxsize=1024)
-def word(text: str) -> str:
-    """A client's word as it may be kept: a plain name in which nothing private is found; empty stays empty. Pure."""
+def word(text: str, known: frozenset[str] | None = None) -> str:
+    """A client's word as it may be kept; empty stays empty. Pure.
+
+    With `known` (something private was found in the request) only one of those; without, a plain name in which nothing
+    is found and that is no number.
+    """
     if not text:
         return ""
-    return text if _WORD.fullmatch(text.lstrip("/")) and not detect.scan(text) else KEPT_OUT
+    if known is not None:
+        return text if text in known or _CLAUDE.fullmatch(text) else KEPT_OUT
+    return text if _plain(text) else KEPT_OUT
+
+
+@lru_cache(maxsize=1024)
+def _plain(text: str) -> bool:
+    return bool(_WORD.fullmatch(text.lstrip("/"))) and not _NUMBER.search(text) and not detect.scan(text)
+
+
+def _known(facts: Facts, policy: Policy) -> frozenset[str] | None:
+    """The words that the policy has itself, when others may be private."""
+    if facts.complete and not facts.findings:
+        return None
+    words = {w for t in policy.targets for w in (t.name, t.endpoint.model, *t.aliases)}
+    words |= {h for r in policy.rules for h in r.when.hints} | {"bulk", "cheap", "hard"}
+    return frozenset(words | _PATHS)
 
 
 def facts_of(event: Mapping[str, Any], policy: Policy) -> Facts:
