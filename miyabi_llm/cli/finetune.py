@@ -18,6 +18,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "finetune_preview",
         "Show rows as tokens, coloured by what is trained, and what is noticed.",
     ),
+    "new": ("finetune_new", "Write a recipe for your own rows: it looks at them, and asks what it cannot see."),
     "schema": ("finetune_preview", "Print the JSON Schema of recipes, for the completion of an editor."),
     "merge": ("finetune_export", "Merge the adapter of a run into its base, and measure what came out."),
     "export": (

@@ -19,7 +19,7 @@ SAFE = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "-c", "p
         "-c", "core.quotePath=false")  # fmt: skip
 PLAIN = ("--no-color", "--no-ext-diff", "--no-textconv")
 
-_SAYS_NOTHING = re.compile(r"\s*($|#|//|/?\*|--|\"\"\"|[)\]}]+[;,]?$)")
+_SAYS_NOTHING = re.compile(r"\s*($|(import|from|using|use|package)\b|#|//|/?\*|--|\"\"\"|[)\]}]+[;,]?$)")
 _HUNK = re.compile(r"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
 
 
