@@ -109,8 +109,8 @@ def plan(wanted: Wanted, settings: Settings) -> LaunchPlan:
     where = places(settings)
     file = wanted.policy or where.policy
     there = wanted.policy is not None or file.is_file()
-    servers = () if there else _servers(settings)
-    found = _policy(file) if there else None
+    running, found = _servers(settings), _policy(file) if there else None
+    servers = () if there else running
     work = settings.run / "work" / f"{BACKEND}-{wanted.name}"
     order = Order(
         wanted.host,
@@ -125,7 +125,7 @@ def plan(wanted: Wanted, settings: Settings) -> LaunchPlan:
         servers=tuple((s.name, s.endpoint.base_url, s.endpoint.model, s.backend) for s in servers),
         ui=wanted.ui,
     )
-    keys = {s.name: s.endpoint.key.reveal() for s in servers if s.endpoint.key}
+    keys = {s.name: s.endpoint.key.reveal() for s in servers if s.endpoint.key} | _keys(found, running)
     env: dict[str, str | Secret] = {n: Secret(settings.env[n]) for n in _variables(found) if settings.env.get(n)}
     env |= {KEY_VARIABLE: wanted.key} if wanted.key else {}
     env |= {SERVER_KEYS: Secret(json.dumps(keys))} if keys else {}
@@ -145,6 +145,14 @@ def _servers(settings: Settings) -> tuple[ServerInfo, ...]:
     from miyabi_llm.gateway.values import BACKEND
 
     return tuple(s for s in serve.ps(settings) if s.state == "ready" and s.backend != BACKEND)
+
+
+def _keys(found: Policy | None, running: tuple[ServerInfo, ...]) -> dict[str, str]:
+    """Keys of the policy's local targets that are servers of ours: nobody has to write them down."""
+    known = {s.endpoint.base_url: s.endpoint.key for s in running if s.endpoint.key}
+    targets = found.targets if found is not None else ()
+    keys = {t.name: known.get(t.endpoint.base_url) for t in targets if t.local and not t.endpoint.key_env}
+    return {name: key.reveal() for name, key in keys.items() if key}
 
 
 def _policy(file: Path) -> Policy:
