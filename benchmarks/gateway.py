@@ -6,7 +6,8 @@ Needs `wrk` for the rate. LiteLLM is installed by hand, in an environment of its
 without it its rows are left out. Latency is one request after the other on one kept connection, 16 connections are used
 for the rate. `large` is a history of 200 KB in 100 blocks that was there before, with one new block: turn N+1 of a
 conversation; `first` the same history when it is new. Figures of all rounds are put together, so that what else the
-machine does meets all alike; the rate is the median of the rounds. Our gateway looks through every request, and writes
+machine does meets all alike; the rate is the median of the rounds. Processor time is what the gateway's processes used
+for one request of the rate: it says what a busy machine hides. Our gateway looks through every request, and writes
 its audit; on the way to the cloud it waits for the disk and reserves the cost.
 """
 
@@ -152,8 +153,8 @@ def latencies(way: Way, seed: int, found: Found, few: int) -> None:
         many("first", 2, lambda: history(r.getrandbits(32)))
 
 
-def rate(way: Way, seconds: int, folder: Path) -> float:
-    """Requests a second on LANES connections, by wrk."""
+def rate(way: Way, seconds: int, folder: Path) -> tuple[float, float]:
+    """Requests a second on LANES connections, by wrk; and milliseconds of processor time of the way for one request."""
     script = folder / "wrk.lua"
     body = json.dumps({"model": way.model, "max_tokens": 9, "messages": [{"role": "user", "content": "Hello"}]})
     headers = {"content-type": "application/json", "x-api-key": "k", "anthropic-version": "2023-06-01"}
@@ -165,10 +166,18 @@ def rate(way: Way, seconds: int, folder: Path) -> float:
     script.write_text("\n".join(lines))
     url = f"http://127.0.0.1:{way.port}/v1/messages"
     command = ["wrk", "-t1", f"-c{LANES}", f"-d{seconds}s", "--timeout", "30s", "-s", str(script), url]
+    before = worked(way)
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     if "Non-2xx" in out:
         raise SystemExit(out)
-    return float(next(line.split()[1] for line in out.splitlines() if line.startswith("Requests/sec")))
+    count = next(int(line.split()[0]) for line in out.splitlines() if " requests in " in line)
+    found = float(next(line.split()[1] for line in out.splitlines() if line.startswith("Requests/sec")))
+    return found, (worked(way) - before) / max(1, count) * 1000
+
+
+def worked(way: Way) -> float:
+    """Seconds of processor time that a way's processes have used."""
+    return sum(sum(psutil.Process(p).cpu_times()[:2]) for p in way.pids)
 
 
 def resident(way: Way) -> float:
@@ -253,7 +262,9 @@ def quantile(values: list[float], q: float) -> float:
     return sorted(values)[min(len(values) - 1, int(len(values) * q))]
 
 
-def show(ways: list[Way], found: Found, rates: dict[str, list[float]]) -> list[dict[str, Any]]:
+def show(
+    ways: list[Way], found: Found, rates: dict[str, list[float]], works: dict[str, list[float]]
+) -> list[dict[str, Any]]:
     """Print the tables; the rows."""
     kinds = ("small", "large", "first", "stream first byte", "stream")
     print("\nmilliseconds, p50 / p99 (what is added to the direct way)\n")
@@ -272,12 +283,13 @@ def show(ways: list[Way], found: Found, rates: dict[str, list[float]]) -> list[d
             cells.append(cell + (added if way is not ways[0] else ""))
         rows.append(row)
         print(f"| {way.name} | " + " | ".join(cells) + " |")
-    print("\n| | requests/s, median (best) | start, s | resident, MiB |\n| --- | --- | --- | --- |")
+    print("\n| | requests/s, median (best) | processor, ms a request | start, s | resident, MiB |")
+    print("| --- | --- | --- | --- | --- |")
     for way, row in zip(ways, rows, strict=True):
         row["rate"], row["rate best"] = statistics.median(rates[way.name]), max(rates[way.name])
-        print(
-            f"| {way.name} | {row['rate']:.0f} ({row['rate best']:.0f}) | {way.start:.2f} | {row['resident_mib']:.0f} |"
-        )
+        row["cpu_ms"] = statistics.median(works[way.name])
+        cells = [f"{row['rate']:.0f} ({row['rate best']:.0f})", f"{row['cpu_ms']:.2f}", f"{way.start:.2f}"]
+        print(f"| {way.name} | " + " | ".join([*cells, f"{row['resident_mib']:.0f}"]) + " |")
     return rows
 
 
@@ -294,6 +306,7 @@ def main() -> int:
         raise SystemExit("wrk is not installed (Debian package `wrk`)")
     found: Found = defaultdict(list)
     rates: dict[str, list[float]] = defaultdict(list)
+    works: dict[str, list[float]] = defaultdict(list)
     loads = [os.getloadavg()[0]]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -305,7 +318,9 @@ def main() -> int:
             for way in ways:
                 latencies(way, number, found, args.few if way.name != "LiteLLM" else max(1, args.few // 3))
             for way in ways:
-                rates[way.name].append(rate(way, args.seconds, folder))
+                done, work = rate(way, args.seconds, folder)
+                rates[way.name].append(done)
+                works[way.name].append(work)
             loads.append(os.getloadavg()[0])
             print(f"round {number + 1} of {args.rounds}, load {loads[-1]:.1f}", file=sys.stderr)
         print(
@@ -313,7 +328,7 @@ def main() -> int:
             end="",
         )
         print(f"load of the machine {min(loads):.1f} to {max(loads):.1f}")
-        rows = show(ways, found, rates)
+        rows = show(ways, found, rates, works)
     if args.json:
         args.json.write_text(json.dumps({"loads": loads, "rows": rows}, indent=1))
     return 0

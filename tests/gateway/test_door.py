@@ -284,7 +284,7 @@ def test_H7_H8_the_processes(tmp_path: Path, claude: clauded.Clauded) -> None:
     assert started.process.returncode == 0
 
 
-@pytest.mark.parametrize("victim", ["egress", "front"])
+@pytest.mark.parametrize("victim", [pytest.param("egress", marks=pytest.mark.slow), "front"])
 def test_when_one_process_dies_both_are_started_again(tmp_path: Path, claude: clauded.Clauded, victim: str) -> None:
     file = tmp_path / "policy.toml"
     file.write_text(policy(f"claude claude {claude.url}", mode="claude"))
