@@ -82,7 +82,19 @@ async def read_body(request: web.BaseRequest, most: int) -> bytes:
     return b"".join(parts)
 
 
+# What a request is told that was turned away before anything was decided.
+UNDECIDED: Final = {
+    "x-miyabi-route": "none",
+    "x-miyabi-verdict": "none",
+    "x-miyabi-rule": "door",
+    "x-miyabi-target": "none",
+    "x-miyabi-attempts": "none",
+    "x-miyabi-audit-id": "none",
+}
+
+
 def refusal(path: str, status: int, message: str, headers: Mapping[str, str] | None = None) -> web.Response:
-    """An error in the dialect of the path; every one of them closes the connection when the body was not read."""
+    """An error in the dialect of the path."""
     body = dialects.error_body(path, status, message)
-    return web.Response(status=status, body=body, content_type="application/json", headers=headers)
+    told = {**UNDECIDED, **(headers or {})}
+    return web.Response(status=status, body=body, content_type="application/json", headers=told)

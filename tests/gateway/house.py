@@ -96,7 +96,7 @@ def running(
     host = "127.0.0.1"
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        (work / "policy.toml").write_text(text, encoding="utf-8")
+        (work / "policy.toml").write_text(text, encoding="utf-8", errors="surrogateescape")
         order = Order(host, 0, work, work / "audit.jsonl", work / "ledger.sqlite", work / "policy.toml", ui=True)
         loop, ready, stop = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
         found: dict[str, Any] = {}

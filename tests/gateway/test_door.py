@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -307,3 +309,31 @@ def test_when_one_process_dies_both_are_started_again(tmp_path: Path, claude: cl
             raise AssertionError("it did not come back")
     finally:
         started.stop()
+
+
+def test_it_is_a_server_like_every_other(tmp_path: Path, claude: clauded.Clauded) -> None:
+    """Detached, listed, asked, stopped; and a dry run starts nothing."""
+    file = tmp_path / "policy.toml"
+    file.write_text(policy(f"claude claude {claude.url}", mode="claude"))
+    env = environment(MIYABI_HOME=str(tmp_path / "data"), MIYABI_CONFIG=str(tmp_path), ANTHROPIC_API_KEY=CANARY)
+
+    def run(*words: str) -> Any:
+        command = [sys.executable, "-m", "miyabi_llm", *words, "--json"]
+        ran = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+        assert ran.returncode == 0, ran.stderr
+        assert CANARY not in ran.stdout + ran.stderr
+        return json.loads(ran.stdout)
+
+    assert run("gateway", "--dry-run")["endpoint"]["model"] == "gateway"
+    assert run("ps") == []
+    info = run("gateway", "--detach", "--policy", str(file))
+    try:
+        assert [(s["name"], s["backend"], s["state"]) for s in run("ps")] == [("gateway", "gateway", "ready")]
+        key = Path(info["endpoint"]["key_file"]).read_text().strip()
+        url = info["endpoint"]["base_url"]
+        answer = httpx.post(f"{url}/v1/messages", json=HELLO, headers={"x-api-key": key}, trust_env=False, timeout=30)
+        assert answer.headers["x-miyabi-target"] == "claude"
+        assert httpx.post(f"{url}/v1/messages", json=HELLO, trust_env=False).status_code == 401
+    finally:
+        run("stop", "gateway")
+    assert run("ps") == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Iterator
@@ -30,6 +31,42 @@ def refused(house: House, **more: object) -> None:
     assert answer.status_code in (502, 503), answer.text
     assert answer.headers["x-miyabi-verdict"] == "confidential"
     assert SECRET not in answer.text
+
+
+GOOD = policy("claude claude URL", mode="claude")
+BAD = {
+    "empty": "",
+    "no TOML": "version = = 1",
+    "unknown key": GOOD.replace("[privacy]", "[privcay]\nx = 1\n[privacy]"),
+    "newer": GOOD.replace("version = 1", "version = 2"),
+    "cut": GOOD[: GOOD.index("# end")],
+    "cut in a word": GOOD[:40],
+    "no privacy": GOOD.replace('[privacy]\ndefault_verdict = "public"\n', ""),
+    "wrong mode": GOOD.replace('mode = "claude"', 'mode = "cloud"'),
+    "no UTF-8": GOOD.replace("version", "version\udcff"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(BAD))
+def test_V1_a_policy_that_is_none_lets_nothing_out(claude: clauded.Clauded, name: str) -> None:
+    with running(BAD[name].replace("URL", claude.url)) as house:
+        for model in ("claude", "claude-sonnet-5-5"):
+            answer = house.messages(model=model, headers={"x-miyabi-target": "claude"})
+            assert (answer.status_code, answer.headers["x-miyabi-verdict"]) == (503, "confidential")
+        assert house.http.get("/miyabi/status").json()["policy"]["error"]
+    assert claude.connections == 0
+
+
+@pytest.mark.parametrize("more", ["[limits]\nscan_seconds = 0.0000001", "[limits]\nscan_bytes = 8", "names = true"])
+def test_V2_a_scan_that_fails_lets_nothing_out(claude: clauded.Clauded, more: str) -> None:
+    """Too late, too long, or a list that is not installed: not looked through is confidential."""
+    text = policy(f"claude claude {claude.url}", mode="claude")
+    text = text.replace("[privacy]", f"{more}\n[privacy]" if "limits" in more else f"[privacy]\n{more}")
+    with running(text) as house:
+        answer = house.messages()
+    if more != "names = true" or importlib.util.find_spec("japanese_personal_name_dataset") is None:
+        assert answer.status_code == 503
+        assert claude.connections == 0
 
 
 @pytest.mark.parametrize("mode", ["claude", "hybrid"])
