@@ -50,7 +50,7 @@ def write(ctx: RunContext, target: Path) -> Alone:
     """
     if ctx.recipe.lora.method == "full":
         raise BadUsage("every weight was trained: there is no adapter", hint="Serve the published GGUF.")
-    adapters.refuse(*adapters.read(ctx.run.adapter))
+    refuse(*adapters.read(ctx.run.adapter))
     kit = tools.kit(ctx)
     name = export.word(ctx)
     with working(ctx.store, ctx.settings.cache) as work:
@@ -70,6 +70,15 @@ def write(ctx: RunContext, target: Path) -> Alone:
     for part in PEFT:
         shutil.copyfile(ctx.run.adapter / part, peft / part)
     return Alone(file, peft, note, export.sha256(file), moved, table.delta, table.kl, ctx.base.label)
+
+
+def refuse(config: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise BadUsage for what no adapter file of llama.cpp can hold. Pure."""
+    adapters.refuse(config, tensors)
+    if why := adapters.merge_first(config, tensors):
+        raise BadUsage(
+            f"the adapter {why}: no adapter file of llama.cpp can hold that", hint="Serve the published GGUF."
+        )
 
 
 def heard(ctx: RunContext, model: Path, adapter: Path) -> tuple[float, parity.Parity]:

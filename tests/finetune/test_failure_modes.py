@@ -19,7 +19,7 @@ from miyabi_llm import hardware
 from miyabi_llm.dataset.facts import Rendered, Special, facts
 from miyabi_llm.engines.base import Engine
 from miyabi_llm.errors import BackendMissing, BadUsage, GateFailed
-from miyabi_llm.finetune import check, data, evaluate, gating, load, merge, parity_stage, plant, tools
+from miyabi_llm.finetune import alone, check, data, evaluate, gating, load, merge, parity_stage, plant, tools
 from miyabi_llm.finetune.context import RunContext
 from miyabi_llm.finetune.parity_stage import Asked
 from miyabi_llm.quantize import adapters
@@ -80,9 +80,8 @@ def in_env(job: str, order: dict[str, Any], engine: Engine, tmp_path: Path) -> d
     return found
 
 
-def said(user: str, assistant: str, **roles: str) -> dict[str, Any]:
-    names = {"user": "user", "assistant": "assistant"} | roles
-    return {"messages": [{"role": names["user"], "content": user}, {"role": names["assistant"], "content": assistant}]}
+def said(ask: str, answer: str, role: str = "user") -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": ask}, {"role": "assistant", "content": answer}]}
 
 
 @caught(1, "The served template is not the trained one", "parity", "header: template; server: rendered prompt, tokens")
@@ -106,22 +105,24 @@ def test_02_an_export_that_lost_the_tune(tuned: RunContext, tmp_path: Path) -> N
 
 @caught(3, "Merging into 4 bits loses the tune", "merge", "never done; KL divergence of adapter and merged")
 def test_03_a_merge_into_four_bits(packed: RunContext, tmp_path: Path) -> None:
-    """What is merged is measured against the packed model with its adapter; merging into 4 bits is 100 times worse."""
+    """What is merged is measured against the packed model with its adapter; merging into 4 bits is far worse."""
     made = merge.run(packed).figures
     assert made["base"] == "trained"
     assert made["kld"] < 1e-3
     order = {"model": evaluate.trained(packed), "rows": str(evaluate.proof(packed, "rows.jsonl"))}
     told = in_env("four_bits", order, packed.engine, tmp_path)
-    assert told["kld"] > 1e-3
-    assert told["kld"] > 20 * made["kld"]
+    assert told["kld"] > 20 * max(made["kld"], 1e-6)
 
 
 @caught(4, "Merging into another base than the trained one", "merge", "KL divergence of adapter and merged")
 def test_04_a_merge_into_another_base(packed: RunContext, tmp_path: Path) -> None:
+    """Both bases are tried, and the nearer is the one that was trained on; beyond the limit nothing is made."""
+    tried = merge.run(packed).figures["tried"]
+    assert tried["full"]["kld"] > 20 * max(tried["trained"]["kld"], 1e-6)
     rows = evaluate.write_rows(packed)
     order = {
-        "model": evaluate.trained(packed), "rows": str(rows), "positions": 100, "base": "full", "most": 1e-3,
-        "target": str(tmp_path / "merged"),
+        "model": evaluate.trained(packed), "rows": str(rows), "positions": 100, "base": "full",
+        "most": tried["full"]["kld"] / 2, "target": str(tmp_path / "merged"),
     }  # fmt: skip
     with pytest.raises(GateFailed, match="is not base and adapter"):
         packed.job("merge", order)
@@ -170,7 +171,7 @@ def test_09_nothing_is_trained(tiny_base: Path, engine: Engine, tmp_path: Path) 
 
 @caught(10, "ShareGPT's roles vanish in the template", "data", "roles are mapped by name; lint: lost-text")
 def test_10_roles_that_nobody_knows(tiny_base: Path, engine: Engine, tmp_path: Path) -> None:
-    assert "role" in refused([said("Hello", "Hi", user="questioner")], tiny_base, engine, tmp_path)
+    assert "role" in refused([said("Hello", "Hi", role="questioner")], tiny_base, engine, tmp_path)
 
 
 @caught(11, "Control tokens typed as ordinary ones", "gguf; parity", "header: added tokens; server: tokens")
@@ -197,7 +198,7 @@ def test_12_an_unknown_tokenizer(tiny_base: Path, tmp_path: Path) -> None:
 
 @caught(13, "Tied matrices fall together after a merge", "merge", "the merged folder is read again and compared")
 def test_13_tied_matrices(tuned: RunContext, tmp_path: Path) -> None:
-    """An output matrix that was trained apart is kept apart; said to be tied all the same, the answers show it."""
+    """An output matrix that was trained apart is kept apart; written as if it were tied, its loss shows."""
     order = {"base": str(tuned.base.folder), "target": str(tmp_path), "rows": str(tuned.run.eval_rows)}
     told = in_env("apart", order, tuned.engine, tmp_path)
     assert told["untied"] is True
@@ -208,11 +209,11 @@ def test_13_tied_matrices(tuned: RunContext, tmp_path: Path) -> None:
 @caught(14, "An adapter as GGUF is lost or does nothing", "export", "whole modules refused; server with it off and on")
 def test_14_adapters_as_gguf(tuned: RunContext) -> None:
     config, tensors = adapters.read(tuned.run.adapter)
-    adapters.refuse(config, tensors)
+    alone.refuse(config, tensors)
     with pytest.raises(BadUsage, match="whole modules"):
-        adapters.refuse(config | {"modules_to_save": ["lm_head"]}, tensors)
+        alone.refuse(config | {"modules_to_save": ["lm_head"]}, tensors)
     with pytest.raises(BadUsage, match="DoRA"):
-        adapters.refuse(config | {"use_dora": True}, tensors)
+        alone.refuse(config | {"use_dora": True}, tensors)
 
 
 @caught(15, "Reasoning is stripped or left in", "data", "data.thinking; lint: lost-thought")
