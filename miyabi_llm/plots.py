@@ -24,6 +24,7 @@ td, th {{ font-size: 14px; }}
 th:first-child, td:first-child, td:last-child, th:last-child {{ text-align: left; }}
 tr.pick {{ font-weight: 600; background: #2a78; }}
 .note {{ border-left: 4px solid #c80; padding: .2rem .8rem; margin: .4rem 0; }}
+table.texts {{ margin-bottom: 1.4rem; }}
 table.texts td {{ vertical-align: top; text-align: left; }}
 td.text {{ white-space: pre-wrap; overflow-wrap: anywhere; width: 100%; font-family: ui-monospace, monospace; }}
 dt {{ font-weight: 600; }} dd {{ margin: 0 0 .5rem 1rem; overflow-wrap: anywhere; }}

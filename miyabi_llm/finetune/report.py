@@ -151,7 +151,7 @@ def _answers(ctx: RunContext) -> list[str]:
 def _side_by_side(lines: Sequence[tuple[str, str, str]]) -> str:
     cells = []
     for name, text, stop in lines:
-        told = _BREAKS.sub(lambda m: f"\n[{len(m[0])} line breaks]\n", text)
+        told = _BREAKS.sub(lambda m: f"\n[{len(m[0])} line breaks]\n", text).strip("\n")
         shown = html.escape(told[:MOST] + (" ..." if len(told) > MOST else "")) or "<i>nothing</i>"
         ended = {"eos": "ended by itself", "limit": "cut at the limit", "": ""}[stop]
         cells.append(f"<tr><td>{html.escape(name)}</td><td class='text'>{shown}</td><td>{ended}</td></tr>")
