@@ -34,9 +34,10 @@ from miyabi_llm.cli import plans
 from miyabi_llm.config import Settings
 from miyabi_llm.memory import RUNTIME
 from miyabi_llm.proc.environ import child_environment
+from miyabi_llm.proc.resident import Resident, resident
 from miyabi_llm.pull import pull
 from miyabi_llm.refs import ModelRef
-from miyabi_llm.serve.measured import Buffers, Resident, buffers, resident
+from miyabi_llm.serve.measured import Buffers, buffers
 from miyabi_llm.store import Store
 from miyabi_llm.types import Artifact, LaunchPlan
 

@@ -249,7 +249,7 @@ def test_a_second_signal_does_not_wait_for_requests(plan: MakePlan, tmp_path: Pa
     process = foreground(slow, tmp_path, grace=30)
     ready(process)
     chat = ask(slow)
-    time.sleep(0.3)
+    wait_for(lambda: busy(slow), 20)
     process.send_signal(signal.SIGTERM)
     time.sleep(0.5)
     assert process.poll() is None
@@ -258,6 +258,14 @@ def test_a_second_signal_does_not_wait_for_requests(plan: MakePlan, tmp_path: Pa
     assert finish(process) == 0
     assert time.monotonic() - begin < 3
     chat.communicate(timeout=10)
+
+
+def busy(plan: LaunchPlan) -> bool:
+    """Whether the plan's server has a chat in progress."""
+    assert plan.endpoint.key is not None
+    headers = {"authorization": f"Bearer {plan.endpoint.key.reveal()}"}
+    slots = httpx.get(f"{plan.endpoint.base_url}/slots", headers=headers, trust_env=False, timeout=20).json()
+    return any(slot["is_processing"] for slot in slots)
 
 
 def ask(plan: LaunchPlan) -> subprocess.Popen[bytes]:
