@@ -40,7 +40,7 @@ class _Steps:
         if event.kind == "progress" and event.name == "train" and "loss" in event.data:
             if self._task is None:
                 self._task = self._bars.add_task("train", total=event.total, line="")
-            self._bars.update(self._task, completed=event.done, total=event.total, line=event.message)
+            self._bars.update(self._task, completed=event.done, total=event.total, line=event.message, refresh=True)
             return
         if event.kind == "phase" and self._task is not None and event.name != "train":
             self._bars.remove_task(self._task)
