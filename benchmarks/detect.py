@@ -115,9 +115,10 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true", help="pool a, and show what was missed")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--each", type=int, default=200, help="texts per kind and language")
+    parser.add_argument("--c", action="store_true", help="pool c for passwords, b for the rest")
     parser.add_argument("--no-speed", action="store_true", help="leave the megabytes per second out")
     args = parser.parse_args()
-    pool, each = (0, min(args.each, 60)) if args.tune else (1, args.each)
+    pool, each = (0, min(args.each, 60)) if args.tune else (1 + args.c, args.each)
     for disguised in (False, True):
         measure(args.seed + disguised, pool, each, disguised=disguised, show=args.tune)
     if not args.no_speed:

@@ -3,7 +3,7 @@
 
 Written from public descriptions of the formats, not from the detectors' rules. Names, addresses, companies and card
 numbers are Faker's (`pip install faker`), every other value is made here. Two pools of templates: `a` to work with,
-`b` for the figures that are published. No text is of a real person.
+`b` for the figures that are published, `c` for passwords after what `b` taught about them. No text is of a real person.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def _grouped(m: Maker, digits: str, n: int) -> str:
 
 
 # kind -> language -> (templates of pool a, templates of pool b); {v} is the value
-TEMPLATES: dict[str, dict[str, tuple[list[str], list[str]]]] = {
+TEMPLATES: dict[str, dict[str, tuple[list[str], ...]]] = {
     "my-number": {"ja": (
         ["私のマイナンバーは{v}です。", "個人番号：{v}", "マイナンバー {v} で年末調整お願いします", "この番号{v}を登録して"],
         ["社員の個人番号は {v} になります", "提出書類\nマイナンバー\n{v}", "番号確認書類（{v}）を受領しました。", "mynumber: {v}",
@@ -277,8 +277,11 @@ TEMPLATES["aws-secret-key"] = {"en": (
     ["secretAccessKey: '{v}'", "\"SecretAccessKey\": \"{v}\"", "aws_secret_key: {v}"])}  # fmt: skip
 TEMPLATES["password"] = {
     "en": (["password={v}", "DB_PASSWORD: {v}", "password = \"{v}\"", "my password is {v}"],
-           ["passwd: '{v}'", "{{\"password\": \"{v}\"}}", "PGPASSWORD={v} psql", "--password {v}", "root_pw = '{v}'"]),
-    "ja": (["パスワードは{v}です", "パスワード：{v}"], ["PW: {v}", "ログインのパスワードが{v}", "暗証番号は{v}"]),
+           ["passwd: '{v}'", "{{\"password\": \"{v}\"}}", "PGPASSWORD={v} psql", "--password {v}", "root_pw = '{v}'"],
+           ["passphrase: \"{v}\"", "user admin, pass: {v}", "ADMIN_PASSWORD='{v}'", "the password was {v}",
+            "spring.datasource.password={v}", "{{'passwd': '{v}', 'port': 22}}"]),
+    "ja": (["パスワードは{v}です", "パスワード：{v}"], ["PW: {v}", "ログインのパスワードが{v}", "暗証番号は{v}"],
+           ["パスワードを{v}に変更しました", "初期パスワード：{v}", "パスワードは「{v}」です", "管理者パスワード {v}"]),
 }  # fmt: skip
 TEMPLATES["bearer-token"] = {"en": (
     ["Authorization: Bearer {v}", "curl -H 'Authorization: Bearer {v}' http://h/"],
@@ -331,7 +334,7 @@ TEXT_DISGUISES: dict[str, Callable[[str], str]] = {
 
 
 def positives(seed: int, pool: int, each: int, *, disguised: bool) -> Iterator[Text]:
-    """`each` texts for every kind and language. `pool` 0 is a, 1 is b."""
+    """`each` texts for every kind and language. `pool` 0 is a, 1 is b, 2 is c."""
     m = Maker(seed)
     for kind, languages in TEMPLATES.items():
         for language, pools in languages.items():
@@ -340,8 +343,8 @@ def positives(seed: int, pool: int, each: int, *, disguised: bool) -> Iterator[T
                 name, wrap = "plain", None
                 if disguised:
                     value, name, wrap = _disguise(kind, value, m)
-                text = m.r.choice(pools[pool]).format(v=value)
-                text = m.r.choice(CARRIERS[pool]).format(t=text)
+                text = m.r.choice(pools[min(pool, len(pools) - 1)]).format(v=value)
+                text = m.r.choice(CARRIERS[min(pool, 1)]).format(t=text)
                 yield Text(wrap(text) if wrap else text, kind, language, name)
 
 
@@ -394,7 +397,7 @@ def negatives(seed: int, pool: int, each: int) -> Iterator[Text]:
     m = Maker(seed)
     for language, pools in (("en", CLEAN_EN), ("ja", CLEAN_JA), ("code", CLEAN_CODE)):
         for _ in range(each):
-            parts = [_fill(m.r.choice(pools[pool]), m) for _ in range(m.r.randint(1, 6))]
+            parts = [_fill(m.r.choice(pools[min(pool, 1)]), m) for _ in range(m.r.randint(1, 6))]
             yield Text("\n".join(parts), "", language)
 
 

@@ -138,7 +138,7 @@ def _network(text: str) -> Iterator[Hit]:
             continue
         if _VERSION.search(text, max(0, m.start() - 10), m.start()) and not text[: m.start()].endswith("://"):
             continue
-        yield Hit("ip-private" if address.is_private else "ip-address", m.start(), m.end(), 0.6)
+        yield Hit("ip-address" if address.is_global else "ip-private", m.start(), m.end(), 0.6)
 
 
 def _mod97(text: str) -> bool:

@@ -68,7 +68,7 @@ _KEYS = re.compile(r"(?:api|access|account|private|secret|signing|encryption|mas
                    re.IGNORECASE)  # fmt: skip
 _SAID = re.compile(
     r"(?P<name>--?pass(?:word|wd|phrase)?|\bpass(?:word|phrase|code)(?: is| was|:)|パスワード|パスフレーズ|暗証番号|合言葉|(?<![A-Za-z])PW|(?<![A-Za-z])PIN)"
-    r"(?:\s{0,3}(?:[:=]|は|が|→)\s{0,3}|\s{1,3})[「『\"'`]?(?P<bare>[!-~]{4,128})",
+    r"(?:\s{0,3}(?:[:=]|は|が|を|→)\s{0,3}|\s{1,3})[「『\"'`]?(?P<bare>[!-~]{4,128})",
 )  # fmt: skip
 
 # What stands where a secret would: placeholders, references to settings, format fields.
@@ -80,9 +80,11 @@ _HOLDER = re.compile(
     r"(?:\.|\[)|getenv|env\(|vault:|ref:|ENV\[",
     re.IGNORECASE,
 )  # fmt: skip
+_VARIABLE = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+")  # the name of one, not what it holds
 _TYPES = frozenset(
     ("str", "string", "bytes", "int", "bool", "boolean", "number", "any", "object", "optional", "secretstr", "text", "char",
-     "varchar", "required", "hidden", "field", "default", "value", "input", "type", "self", "none", "null", "password")
+     "varchar", "required", "hidden", "field", "default", "value", "input", "type", "self", "none", "null", "pass", "fail",
+     "password")
 )  # fmt: skip
 
 
@@ -105,10 +107,11 @@ def find(text: str) -> Iterator[Hit]:
         _SAID.finditer(text) if any(word in low for word in ("pass", "pw", "pin", "パス", "暗証", "合言葉")) else ()
     ):
         value = m["bare"].rstrip(".,;:!?)」』\"'`")
-        if m["name"] in ("PIN", "暗証番号") and not value.isdigit():
+        if m["name"] == "PIN" and not value.isdigit():
             continue
         digits = value.isdigit() and m["name"] not in ("PIN", "暗証番号")
-        if _strong(value, least=4) and not (digits and len(value) < 6):
+        mixed = len(value) >= 8 and not value[1:].islower() and not value.islower() and not value.isupper()
+        if _strong(value, least=4, word=mixed and "." not in value) and not (digits and len(value) < 6):
             yield Hit("password", m.start("bare"), m.start("bare") + len(value), 0.8)
 
 
@@ -173,10 +176,18 @@ def _strong(value: str, *, least: int, word: bool = False) -> bool:
         return False
     if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)+", value) and not word:  # a.b.c
         return False
-    if re.fullmatch(r"[A-Za-z_.:/-]+", value):  # letters only: a word, unless its capitals are all over it
-        return word or len(re.findall(r"[a-z][A-Z]|[A-Z][A-Z][a-z]", value)) >= 3
+    if re.fullmatch(r"[A-Za-z_.:/-]+", value):  # letters only: a word or a name of a program, unless it looks drawn
+        return word or _drawn(value)
     return len(set(value)) > 2
 
 
+def _drawn(value: str) -> bool:
+    """Letters whose capitals do not begin words of three letters and more, as those of names in programs do."""
+    short = len(re.findall(r"[A-Z][a-z]?(?=[A-Z])|[A-Z][a-z]?\Z", value))
+    return short >= 2 or (short == 1 and len(value) >= 10)
+
+
 def _holder(value: str) -> bool:
+    if _VARIABLE.fullmatch(value):
+        return True
     return _HOLDER.match(value) is not None or "example" in value.lower() or set(value) <= set("xX*.-_#")

@@ -30,7 +30,7 @@ def build(
         path=path,
         stream=body.get("stream", dialect == "ollama") is True,
         headers=MappingProxyType({n: v for n, v in lower.items() if n not in _KEYS}),
-        est_tokens=est_tokens(scan.chars, body),
+        est_tokens=est_tokens(scan.size),
         max_tokens=_most(body),
         hints=tuple(w.strip().lower() for w in lower.get("x-miyabi-hint", "").split(",") if w.strip()),
         project=lower.get("x-miyabi-project", ""),
@@ -54,13 +54,13 @@ def session(headers: Mapping[str, str], body: Mapping[str, Any]) -> str:
     return user[:256] if isinstance(user, str) else ""
 
 
-def est_tokens(chars: int, body: Mapping[str, Any]) -> int:
-    """Tokens of a prompt, from its characters: one for three, rounded up.
+def est_tokens(size: int) -> int:
+    """Tokens of a prompt, from the bytes of its texts in UTF-8: one for three, rounded up. Pure.
 
-    English and code have about four characters a token, Japanese one to two; a third of all characters is between
-    them. It is for choosing, not for counting; budgets reserve by bytes.
+    English and code have three to four bytes a token, Japanese (three bytes a character) about three. It is for
+    choosing, not for counting; budgets reserve one token for each byte.
     """
-    return (chars + 2) // 3
+    return (size + 2) // 3
 
 
 def _most(body: Mapping[str, Any]) -> int:

@@ -53,8 +53,8 @@ _DUMB = frozenset(
 class Scan:
     """What a scan saw. Not `complete`: something was not looked through, and `unseen` says what.
 
-    `files` are the paths that match the policy's `deny_globs`, `chars` all characters of the texts, `seconds` the time
-    taken, `parsed` the body as JSON (None when it is none). `marks` are kinds with hashes of what was found: for
+    `files` are the paths that match the policy's `deny_globs`, `size` the bytes of its texts in UTF-8, `seconds` the
+    time taken, `parsed` the body as JSON (None when it is none). `marks` are kinds with hashes of what was found: for
     `Taints.mark`, in memory only.
     """
 
@@ -62,7 +62,7 @@ class Scan:
     complete: bool
     unseen: tuple[str, ...]
     files: tuple[str, ...]
-    chars: int
+    size: int
     seconds: float
     parsed: Any = None
     marks: tuple[tuple[str, bytes], ...] = ()
@@ -110,7 +110,7 @@ def scan_request(
         not looker.unseen,
         tuple(dict.fromkeys(looker.unseen)),
         tuple(looker.files),
-        looker.chars,
+        looker.size,
         time.perf_counter() - begin,
         parsed,
         tuple(looker.marks[:_SHOWN]),
@@ -152,7 +152,7 @@ class _Looker:
         self.marks: list[tuple[str, bytes]] = []
         self.unseen: list[str] = []
         self.files: dict[str, None] = {}
-        self.chars = 0
+        self.size = 0
 
     def pairs(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -213,7 +213,7 @@ class _Looker:
                 self._found(hit, place, 0)
 
     def text(self, text: str, place: _Place, label: str) -> None:
-        self.chars += len(text)
+        self.size += len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
         if not label:
             if len(text) < detect.SHORT:
                 return
