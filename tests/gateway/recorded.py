@@ -46,7 +46,11 @@ def ollama(path: str = "/api/chat") -> bytes:
     for word in WORDS:
         said = {"message": {"role": "assistant", "content": word}} if path == "/api/chat" else {"response": word}
         lines.append({"model": "m", **said, "done": False})
-    lines.append({"model": "m", "done": True, "done_reason": "stop", "prompt_eval_count": 7, "eval_count": 5})
+    last: dict[str, Any] = (
+        {"message": {"role": "assistant", "content": ""}} if path == "/api/chat" else {"response": ""}
+    )
+    counts = {"prompt_eval_count": 7, "eval_count": 5}
+    lines.append({"model": "m", **last, "done": True, "done_reason": "stop", **counts})
     return b"".join(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines)
 
 
