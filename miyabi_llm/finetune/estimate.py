@@ -18,6 +18,7 @@ NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 RUNTIME_CPU = 680 << 20  # torch, transformers and trl in memory before a model is there; measured with the tiny model
 RUNTIME_CUDA = 1400 << 20  # a context with its libraries, as others quote it; not measured here
 MEMORY_ERROR = 0.35  # part of the estimate by which runs differed at most where it was measured
+MEASURED_ERROR = 2.0  # a factor either way after earlier runs here: what else ran then and now is not known
 TIME_ERROR = 3.0  # a factor either way when no run was measured on this machine
 OPTIMIZER = {"adamw": 2.0, "adamw-8bit": 0.5, "paged-adamw-8bit": 0.5, "adafactor": 0.05, "sgd": 0.0}  # of 4 bytes
 
@@ -216,5 +217,5 @@ def estimate(
         tokens,
         count,
         round(work(form, recipe, tokens) / speed, 1) if speed else None,
-        1.5 if measured else TIME_ERROR,
+        MEASURED_ERROR if measured else TIME_ERROR,
     )

@@ -46,7 +46,7 @@ def learn(machine: Hardware, way: str, flops: float, settings: Settings) -> None
     key = _key(machine, way)
     old = told.get(key)
     told[key] = flops if old is None else (float(old) + flops) / 2
-    write_json(settings.cache / "finetune.json", told)
+    write_json(settings.cache / "finetune-speed.json", told)
 
 
 def multiply() -> float:
@@ -69,7 +69,7 @@ def _key(machine: Hardware, way: str) -> str:
 
 def _read(settings: Settings) -> dict[str, Any]:
     try:
-        told = json.loads((settings.cache / "finetune.json").read_text(encoding="utf-8"))
+        told = json.loads((settings.cache / "finetune-speed.json").read_text(encoding="utf-8"))
         return {str(k): v for k, v in told.items() if isinstance(v, int | float) and v > 0}
     except (OSError, ValueError, AttributeError):
         return {}

@@ -141,6 +141,6 @@ def test_a_card_has_no_speed_until_it_was_measured(tmp_path: Path) -> None:
     speed.learn(machine, way, 4e12, settings)
     speed.learn(machine, way, 2e12, settings)
     assert speed.known(machine, way, settings) == speed.Speed(3e12, True)
-    (tmp_path / "finetune.json").write_text("[]")
+    (tmp_path / "finetune-speed.json").write_text("[]")
     assert speed.known(machine, way, settings) is None
     assert speed.multiply() > 1e8

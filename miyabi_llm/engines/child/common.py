@@ -101,11 +101,18 @@ def tokenizer(folder: str | Path) -> Any:
 
 
 def model(
-    folder: str | Path, precision: str = "fp32", *, nf4: bool = False, compute: str = "", spread: bool = False
+    folder: str | Path,
+    precision: str = "fp32",
+    *,
+    nf4: bool = False,
+    compute: str = "",
+    spread: bool = False,
+    shared: bool = False,
 ) -> Any:
     """The model of an HF folder in `precision`; with `nf4` its linear layers in 4 bits, which compute in `compute`.
 
-    It is put on the best device; with `spread` it is left to accelerate, which shares it among processes.
+    It is put on the best device; with `spread` it is left to accelerate, which copies it to each process or, `shared`,
+    gives each a part: the 4-bit weights are then kept in words of the type that all parts have. (Not run here.)
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -116,9 +123,10 @@ def model(
             bnb_4bit_quant_type="nf4",
             bnb_4bit_compute_dtype=dtype(compute or precision),
             bnb_4bit_use_double_quant=True,
+            bnb_4bit_quant_storage=dtype(precision) if shared else None,
         )
     where = device()
-    if nf4 or not spread:
+    if not shared and (nf4 or not spread):
         more["device_map"] = {"": f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if where == "cuda" else where}
     return AutoModelForCausalLM.from_pretrained(
         str(folder), dtype=dtype(precision), trust_remote_code=False, use_safetensors=True, **more

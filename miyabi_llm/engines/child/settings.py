@@ -125,6 +125,7 @@ def base(order: Mapping[str, Any]) -> Any:
         nf4=order["lora"]["method"] == "qlora",
         compute=order["precision"],
         spread=order.get("processes", 1) > 1,
+        shared=order["train"]["launch"]["strategy"] in ("fsdp", "zero3"),
     )
     model.config.use_cache = False  # with a cache, rows that share a sequence would see each other
     return model
