@@ -24,6 +24,7 @@ from miyabi_llm.types import Secret
 
 KEEP_S = 30.0  # seconds a client's idle connection is kept, and a request's head may take
 
+MEND = ("start the gateway with --allow-host", "start the gateway with --allow-origin")
 LINGER_S = 1.0  # seconds in which the rest of a body that is turned away is read, so that its sender sees why
 
 
@@ -54,7 +55,7 @@ def assemble(order: Order, policy: Policy, parts: Parts) -> Gateway:
     roads = Roads(parts.places, parts.keys, parts.out, parts.times)
     clerk = Clerk(policy, parts.files, parts.places)
     status = Status(clerk.world)
-    guard = Guard(order.host, parts.key, order.hosts, order.origins)
+    guard = Guard(order.host, parts.key, order.hosts, order.origins, MEND)
     return Gateway(Front(policy, guard, roads, clerk, status, _pages(order)), roads, clerk, status)
 
 

@@ -27,6 +27,7 @@ from miyabi_llm.serve.many.guard import OPEN, Guard
 
 PROBE: Final = "x-miyabi-probe"  # our own supervisor asks whether tokens come: nothing is sent to anybody for that
 POSTS: Final = frozenset((*dialects.ANTHROPIC, *dialects.OPENAI, *dialects.OLLAMA))
+GONE: Final = 499  # how it is written down that a client left before its answer was whole
 Page = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
@@ -107,6 +108,9 @@ class Front:
             course = await self._judge.decide(asked)
             try:
                 return await self._passing.answer(request, asked, course)
+            except (asyncio.CancelledError, ConnectionError, Slow):
+                course.status = GONE
+                raise
             finally:
                 course.seconds = time.perf_counter() - begin
                 self._judge.finish(asked, course)

@@ -146,8 +146,11 @@ class Passing:
             why += ": " + "; ".join(f"{name}: {reason}" for name, reason in course.decision.rejected)
         course.status = 503
         body = dialects.error_body(asked.path, 503, f"refused ({course.decision.verdict.name.lower()}): {why}")
-        headers = (("content-type", "application/json"), ("x-should-retry", "false"), *told(course))
-        return _response(503, body, headers)
+        spoken = dialects.dialect(asked.path)
+        here = any(t.local and spoken in t.endpoint.dialects for t in self._targets.values())
+        # a server here may be back soon; what only a cloud could answer is refused the next time too
+        again = ("retry-after", "5") if here else ("x-should-retry", "false")
+        return _response(503, body, (("content-type", "application/json"), again, *told(course)))
 
 
 def told(course: Course) -> Pairs:

@@ -24,12 +24,13 @@ class Denied:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """The rules of one address. `hosts` and `origins` are let in beside the usual ones."""
+    """The rules of one address. `hosts` and `origins` are let in beside the usual ones; `mend` says how to add one."""
 
     bind: str
     key: Secret | None
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
+    mend: tuple[str, str] = ("add it to `hosts` in models.yaml", "add it to `origins` in models.yaml")
 
     def judge(self, path: str, headers: Mapping[str, Sequence[str]]) -> Denied | None:
         """Why a request is denied; None when it may pass. `headers` by lower-case name, all values of each."""
@@ -37,10 +38,10 @@ class Guard:
         if len(named) != 1 or not path.startswith("/"):
             return Denied(400, "a request names one Host, and a path")
         if not self._host(named[0]):
-            return Denied(421, f"no server for {named[0][:200]!r} here: add it to `hosts` in models.yaml")
+            return Denied(421, f"no server for {named[0][:200]!r} here: {self.mend[0]}")
         for origin in headers.get("origin", ()):
             if origin not in self.origins:
-                return Denied(403, f"pages of {origin[:200]!r} may not ask: add it to `origins` in models.yaml")
+                return Denied(403, f"pages of {origin[:200]!r} may not ask: {self.mend[1]}")
         if "cross-site" in headers.get("sec-fetch-site", ()) and not headers.get("origin"):
             return Denied(403, "pages of other sites may not ask")
         if path.partition("?")[0] not in OPEN and not self._keyed(headers):
