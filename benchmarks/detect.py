@@ -95,6 +95,21 @@ def measure(seed: int, pool: int, each: int, *, disguised: bool, show: bool) -> 
         print(f"| {language} | {len(values)} | {share(sum(values), len(values))} |")
 
 
+def bare_names(seed: int, count: int = 1000) -> None:
+    """Japanese names that nothing says to be names, by the lists of the extra `names`."""
+    from detect_texts import Maker
+
+    from miyabi_llm.route.names import names
+
+    options = detect.Options(names=names())
+    maker = Maker(seed)
+    texts = [f"昨日{maker.ja.name().replace(' ', maker.r.choice(['', ' ']))}が来たと聞いた" for _ in range(count)]
+    caught = sum(bool(detect.scan(text, options)) for text in texts)
+    clean = [t.text for t in negatives(seed, 1, count) if t.language == "ja"]
+    false = sum(bool(detect.scan(text, options)) for text in clean)
+    print(f"\nbare names: {share(caught, count)} of {count}; false alarms {share(false, len(clean))} of {len(clean)}")
+
+
 def speed() -> None:
     """Seconds for one megabyte of clean text of each language."""
     print("\n| text | MB/s |\n| --- | --- |")
@@ -117,7 +132,11 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=200, help="texts per kind and language")
     parser.add_argument("--c", action="store_true", help="pool c for passwords, b for the rest")
     parser.add_argument("--no-speed", action="store_true", help="leave the megabytes per second out")
+    parser.add_argument("--names", action="store_true", help="only bare Japanese names, with the extra `names`")
     args = parser.parse_args()
+    if args.names:
+        bare_names(args.seed)
+        return
     pool, each = (0, min(args.each, 60)) if args.tune else (1 + args.c, args.each)
     for disguised in (False, True):
         measure(args.seed + disguised, pool, each, disguised=disguised, show=args.tune)

@@ -25,7 +25,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 _CALLED = {"object": "a table", "array": "a list", "string": "text", "integer": "a whole number",
            "number": "a number", "boolean": "true or false"}  # fmt: skip
 
-Path = tuple[str | int, ...]
+Place = tuple[str | int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,26 +34,26 @@ class Document:
 
     name: str
     value: dict[str, Any]
-    lines: Mapping[Path, int]
+    lines: Mapping[Place, int]
 
-    def at(self, path: Path) -> str:
+    def at(self, path: Place) -> str:
         """`file:line: a.b[2].c` of a key, for messages; the line of the nearest known parent."""
         line = next((self.lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in self.lines), 1)
         return f"{self.name}:{line}: {spelled(path)}" if path else f"{self.name}:{line}"
 
-    def wrong(self, path: Path, what: str, hint: str | None = None) -> BadUsage:
+    def wrong(self, path: Place, what: str, hint: str | None = None) -> BadUsage:
         """The error to raise about the key at `path`."""
         return BadUsage(f"{self.at(path)}: {what}", hint=hint)
 
 
-def spelled(path: Path) -> str:
+def spelled(path: Place) -> str:
     """`a.b[2].c`. Pure."""
     return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path).lstrip(".")
 
 
 def parse(text: str, name: str) -> Document:
     """A document from TOML or YAML, by the name's ending (.yaml, .yml: YAML). Raises BadUsage with the line. Pure."""
-    return _yaml(text, name) if name.lower().endswith((".yaml", ".yml")) else _toml(text, name)
+    return parse_yaml(text, name) if name.lower().endswith((".yaml", ".yml")) else _toml(text, name)
 
 
 def check(document: Document, schema: Mapping[str, Any]) -> None:
@@ -65,7 +65,7 @@ def check(document: Document, schema: Mapping[str, Any]) -> None:
     _check(document, document.value, schema, ())
 
 
-def _check(document: Document, value: Any, schema: Mapping[str, Any], path: Path) -> None:
+def _check(document: Document, value: Any, schema: Mapping[str, Any], path: Place) -> None:
     kind = schema.get("type")
     if kind is not None:
         boolean = isinstance(value, bool) and kind != "boolean"
@@ -95,7 +95,7 @@ def _check(document: Document, value: Any, schema: Mapping[str, Any], path: Path
             raise document.wrong(path, f"{value!r} is out of range: {between}")
 
 
-def _check_table(document: Document, value: dict[str, Any], schema: Mapping[str, Any], path: Path) -> None:
+def _check_table(document: Document, value: dict[str, Any], schema: Mapping[str, Any], path: Place) -> None:
     known: Mapping[str, Any] = schema.get("properties", {})
     others = schema.get("additionalProperties", True)
     for key, item in value.items():
@@ -134,11 +134,11 @@ def _toml(text: str, name: str) -> Document:
     return Document(name, value, _toml_lines(text))
 
 
-def _toml_lines(text: str) -> dict[Path, int]:
+def _toml_lines(text: str) -> dict[Place, int]:
     """The line of each `key =` and table header. tomllib does not tell, and a line of a message may be approximate."""
-    lines: dict[Path, int] = {}
-    counts: dict[Path, int] = {}
-    table: Path = ()
+    lines: dict[Place, int] = {}
+    counts: dict[Place, int] = {}
+    table: Place = ()
     for number, line in enumerate(text.splitlines(), 1):
         if m := _HEADER.match(line):
             table = ()
@@ -164,12 +164,13 @@ def _words(text: str) -> list[str]:
     return [w.strip("\"'") for w in _WORD.findall(text)]
 
 
-def _yaml(text: str, name: str) -> Document:
+def parse_yaml(text: str, name: str) -> Document:
+    """A document from YAML: plain values only, no key twice. Raises BadUsage with the line. Pure."""
     import yaml
 
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        lines: dict[Path, int] = {}
+        lines: dict[Place, int] = {}
         value = _yaml_value(node, name, (), lines, [0]) if node is not None else {}
     except yaml.MarkedYAMLError as e:
         line = e.problem_mark.line + 1 if e.problem_mark else 1
@@ -177,11 +178,11 @@ def _yaml(text: str, name: str) -> Document:
     except (yaml.YAMLError, RecursionError, ValueError) as e:
         raise BadUsage(f"{name}: {e}", hint="The file is not whole YAML.") from e
     if not isinstance(value, dict):
-        raise BadUsage(f"{name}:1: begins with no key")
+        raise BadUsage(f"{name}:1: does not begin with a key")
     return Document(name, value, lines)
 
 
-def _yaml_value(node: Any, name: str, path: Path, lines: dict[Path, int], count: list[int]) -> Any:
+def _yaml_value(node: Any, name: str, path: Place, lines: dict[Place, int], count: list[int]) -> Any:
     import yaml
 
     count[0] += 1

@@ -243,6 +243,8 @@ def untaint(
             raise BadUsage("there is no such private session", hint="List them: miyabi-llm route untaint")
         logged = _log_releases(taints, where)
     show.emit({"untainted": True, "logged": logged}, as_json=json_, render=lambda _: print("untainted"))
+    if not logged:
+        show.note("the running gateway logs it with the next request that has a session")
 
 
 def _log_releases(taints: Taints, where: Places) -> bool:

@@ -109,6 +109,7 @@ def _sizes(run: str, at: int, names: Names) -> Iterator[int]:
     for family in (3, 2):
         if run[at : at + family] in names.family:
             rest = at + family + (run[at + family : at + family + 1] == " ")
-            for given in (3, 2):
-                if run[rest : rest + given] in names.given and len(run[rest : rest + given]) == given:
+            for given in (3, 2, 1):
+                ends = given > 1 or rest + given == len(run)  # one character alone begins many words
+                if ends and len(run) >= rest + given and run[rest : rest + given] in names.given:
                     yield rest + given - at

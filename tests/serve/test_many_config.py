@@ -52,7 +52,7 @@ def test_a_file_says_what_it_says() -> None:
         ("models: [a]\nport: high\n", "models.yaml:2: port: 'high' is not a number", None),
         ("models:\n- ref: a\n  ctx: true\n", "models.yaml:3: models[0].ctx: True is not a number of tokens", None),
         ("models:\n- ref: a\n  ctx: 0\n", "models.yaml:3: models[0].ctx: 0 is too small", None),
-        ("models:\n- alias: a\n", "models.yaml:2: models[0].ref is missing", None),
+        ("models:\n- alias: a\n", "models.yaml:2: models[0].ref: is missing", None),
         ("models:\n- ref: a\n  ref: b\n", "models.yaml:3: ref: a key stands here twice", None),
         ("models:\n- ref: a\n  alias: 'a; b'\n", "models.yaml:3: models[0].alias: 'a; b' is no name", None),
         ("models: []\n", "name one at least", None),
@@ -63,7 +63,7 @@ def test_a_file_says_what_it_says() -> None:
             "models.yaml:1: !!python/object/apply:os.system is no plain value",
             None,
         ),
-        ("- a\n", "begin with `models:`", None),
+        ("- a\n", "models.yaml:1: does not begin with a key", None),
         ("", "begin with `models:`", None),
     ],
 )

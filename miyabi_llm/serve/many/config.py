@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from miyabi_llm import documents
+from miyabi_llm.documents import Document, Place, spelled
 from miyabi_llm.errors import BadUsage
 
 LIMIT = 1 << 20  # bytes of the file
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]i?B?|B)?", re.IGNORECASE)
-_PLAIN = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}")
 
 
@@ -86,20 +87,10 @@ def load(path: Path) -> Config:
 
 def parse(text: str, name: str = "models.yaml") -> Config:
     """What `text` says; `name` is for messages. Raises BadUsage with line and key. Pure."""
-    import yaml
-
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        lines = _Lines(name)
-        value = lines.value(node) if node is not None else None
-    except yaml.MarkedYAMLError as e:
-        line = e.problem_mark.line + 1 if e.problem_mark else 1
-        raise BadUsage(f"{name}:{line}: {e.problem or e}") from e
-    except yaml.YAMLError as e:
-        raise BadUsage(f"{name}: {e}") from e
-    if not isinstance(value, dict):
+    document = documents.parse_yaml(text, name)
+    if not document.value:
         raise BadUsage(f"{name}:1: begin with `models:`")
-    top = _checked(value, _TOP, lines, "")
+    top = _checked(document, document.value, _TOP, ())
     rows = top.pop("models", [])
     if not rows:
         raise BadUsage(f"{name}:1: models: name one at least")
@@ -107,7 +98,7 @@ def parse(text: str, name: str = "models.yaml") -> Config:
         top["memory"] = bytes_of(str(size), f"{name}: memory")
     for key in ("hosts", "origins"):
         top[key] = tuple(str(v).lower() for v in top.get(key, ()))
-    models = tuple(_entry(row, lines, f"models[{i}]") for i, row in enumerate(rows))
+    models = tuple(_entry(document, row, ("models", i)) for i, row in enumerate(rows))
     return Config(models, **top)
 
 
@@ -120,71 +111,30 @@ def bytes_of(text: str, what: str) -> int:
     return int(float(m["number"]) * 1024 ** "BKMGT".index(unit))
 
 
-class _Lines:
-    """Turns YAML nodes into plain values and remembers on which line each key stands."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self._at: dict[tuple[int, str], int] = {}
-        self._keep: list[Any] = []  # so that no id is used twice
-        self._nodes = 0
-
-    def value(self, node: Any) -> Any:
-        import yaml
-
-        self._nodes += 1
-        if self._nodes > 10_000:  # aliases of aliases
-            raise BadUsage(f"{self.name}: too large")
-        if not isinstance(node, yaml.ScalarNode) and node.tag not in _PLAIN:
-            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
-            raise BadUsage(f"{self.name}:{node.start_mark.line + 1}: {tag} is no plain value")
-        if isinstance(node, yaml.MappingNode):
-            found: dict[str, Any] = {}
-            self._keep.append(found)
-            for key, value in node.value:
-                line = key.start_mark.line + 1
-                if not isinstance(key, yaml.ScalarNode) or key.value in found:
-                    raise BadUsage(f"{self.name}:{line}: {getattr(key, 'value', 'a key')}: a key stands here twice")
-                self._at[id(found), key.value] = line
-                found[key.value] = self.value(value)
-            self._at[id(found), ""] = node.start_mark.line + 1
-            return found
-        if isinstance(node, yaml.SequenceNode):
-            return [self.value(v) for v in node.value]
-        loader = yaml.SafeLoader("")
-        try:
-            return loader.construct_object(node)
-        finally:
-            loader.dispose()
-
-    def where(self, body: dict[str, Any], key: str) -> str:
-        return f"{self.name}:{self._at.get((id(body), key), 1)}"
-
-
-def _checked(body: dict[str, Any], kinds: _Kinds, lines: _Lines, path: str) -> dict[str, Any]:
+def _checked(document: Document, body: dict[str, Any], kinds: _Kinds, path: Place) -> dict[str, Any]:
     for key, value in body.items():
-        at = f"{lines.where(body, key)}: {path}{key}"
+        here = (*path, key)
         if key not in kinds:
             near = difflib.get_close_matches(key, kinds, n=1)
-            hint = f"Did you mean {path}{near[0]}?" if near else f"Known keys: {', '.join(kinds)}."
-            raise BadUsage(f"{at}: unknown key", hint=hint)
+            hint = f"Did you mean {spelled((*path, near[0]))}?" if near else f"Known keys: {', '.join(kinds)}."
+            raise document.wrong(here, "unknown key", hint)
         types, called = kinds[key]
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-            raise BadUsage(f"{at}: {value!r} is not {called}")
+            raise document.wrong(here, f"{value!r} is not {called}")
         if isinstance(value, int | float) and not isinstance(value, bool) and value < (key != "ttl"):
-            raise BadUsage(f"{at}: {value!r} is too small")
+            raise document.wrong(here, f"{value!r} is too small")
     return dict(body)
 
 
-def _entry(row: Any, lines: _Lines, path: str) -> Entry:
+def _entry(document: Document, row: Any, path: Place) -> Entry:
     if isinstance(row, str):
         return Entry(row)
     if not isinstance(row, dict):
-        raise BadUsage(f"{lines.name}: {path}: {row!r} is neither a name nor a model")
-    body = _checked(row, _MODEL, lines, f"{path}.")
+        raise document.wrong(path, f"{row!r} is neither a name nor a model")
+    body = _checked(document, row, _MODEL, path)
     if "ref" not in body:
-        raise BadUsage(f"{lines.where(row, '')}: {path}.ref is missing")
+        raise document.wrong((*path, "ref"), "is missing")
     if (alias := body.get("alias")) is not None and not _ALIAS.fullmatch(alias):
-        raise BadUsage(f"{lines.where(row, 'alias')}: {path}.alias: {alias!r} is no name for a model")
+        raise document.wrong((*path, "alias"), f"{alias!r} is no name for a model")
     body["extra"] = tuple(str(word) for word in body.get("extra", ()))
     return Entry(**body)
