@@ -90,13 +90,18 @@ def policy(*targets: str, mode: str = "hybrid", more: str = "") -> str:
 
 @contextmanager
 def running(
-    text: str, *, key: str = "", times: Times = TIMES, keys: Mapping[str, str] = MappingProxyType({})
+    text: str, *, key: str = "", times: Times = TIMES, keys: Mapping[str, str] = MappingProxyType({}), spoil: str = ""
 ) -> Iterator[House]:
-    """A gateway with this policy for as long as the block runs. `keys` are those of local targets."""
+    """A gateway with this policy for as long as the block runs.
+
+    `keys` are those of local targets; the file `spoil` of its books cannot be opened.
+    """
     host = "127.0.0.1"
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         (work / "policy.toml").write_text(text, encoding="utf-8", errors="surrogateescape")
+        if spoil:
+            (work / spoil).mkdir()
         order = Order(host, 0, work, work / "audit.jsonl", work / "ledger.sqlite", work / "policy.toml", ui=True)
         loop, ready, stop = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
         found: dict[str, Any] = {}
