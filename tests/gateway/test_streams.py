@@ -161,6 +161,16 @@ def test_blocks_and_messages_out_of_order_break() -> None:
     assert run("/v1/messages", [ping + start + b"".join(rest) + ping])[2].broken is None
 
 
+@pytest.mark.parametrize("more", [b"data: [DONE]\n\n", b"\n", b": bye\n\n", b"half", b"{}\n"])
+@pytest.mark.parametrize("name", NAMES)
+def test_what_comes_after_the_end_is_passed_on(name: str, more: bytes) -> None:
+    """Some servers end a stream of messages with `[DONE]` too."""
+    path, data = STREAMS[name]
+    for parts in ([data + more], [data, more], [data[:-1], data[-1:] + more]):
+        good, watcher, last = run(path, parts)
+        assert (good, watcher.whole, last.broken) == (data + more, True, None)
+
+
 def test_usage_is_counted() -> None:
     assert [
         (w.usage.input, w.usage.output, w.usage.cache_read)

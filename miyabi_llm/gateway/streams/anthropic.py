@@ -30,8 +30,6 @@ class AnthropicWatch(Watcher):
             raise said_error(body.get("error", body), raw)
         if kind == "ping":
             return
-        if self._stopped:
-            raise wrong("an event after the end of the message")
         if kind == "message_start":
             self._start(body)
         elif not self._begun:

@@ -45,6 +45,11 @@ class Events:
         """What came after the last whole event. At the end of the stream a final CR ends its line."""
         return self._held
 
+    def flush(self) -> bytes:
+        """Give up what is held: nobody looks at it any more."""
+        held, self._held = self._held, b""
+        return held
+
     def last(self) -> list[bytes]:
         """The event that only the end of the stream completes: its final CR was held for an LF."""
         held, self._held = self._held, b""
@@ -73,6 +78,11 @@ class Lines:
     def rest(self) -> bytes:
         """What came after the last whole line."""
         return self._held
+
+    def flush(self) -> bytes:
+        """Give up what is held: nobody looks at it any more."""
+        held, self._held = self._held, b""
+        return held
 
     def last(self) -> list[bytes]:
         """Nothing: a line without its end is not whole."""

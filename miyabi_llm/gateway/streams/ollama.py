@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from miyabi_llm.gateway.streams.base import Watcher, count, part, said_error, wrong
+from miyabi_llm.gateway.streams.base import Watcher, count, part, said_error
 
 
 class OllamaWatch(Watcher):
@@ -23,8 +23,6 @@ class OllamaWatch(Watcher):
         """Take one line in. Raises Wrong."""
         if body.get("error"):
             raise said_error(body["error"], raw)
-        if self._done:
-            raise wrong("a line after the last one")
         message = part(body, "message")
         if body.get("response") or any(message.get(k) for k in ("content", "thinking", "tool_calls")):
             self.content = True

@@ -44,8 +44,6 @@ class OpenAIWatch(Watcher):
         """Take one chunk in. Raises Wrong."""
         if body.get("error") or name == "error":
             raise said_error(body.get("error", body), raw)
-        if self._done:
-            raise wrong("an event after [DONE]")
         if isinstance(usage := body.get("usage"), dict):
             take_usage(self, usage)
         for choice in rows(body, "choices"):
@@ -92,12 +90,10 @@ class ResponsesWatch(Watcher):
         return self._done
 
     def mark(self, text: str) -> bool:
-        """Some servers end this stream with `[DONE]` too."""
-        if text.strip() != "[DONE]":
-            return False
-        if not self._done:
+        """`[DONE]` comes after the end only, where nothing is looked at any more."""
+        if text.strip() == "[DONE]":
             raise wrong("[DONE] before the end of the response")
-        return True
+        return False
 
     def judge(self, name: str, body: dict[str, Any], raw: bytes) -> None:
         """Take one event in. Raises Wrong."""
@@ -106,8 +102,6 @@ class ResponsesWatch(Watcher):
             raise said_error(body.get("error") or body, raw)
         if kind == "response.failed":
             raise said_error(part(body, "response").get("error"), raw)
-        if self._done:
-            raise wrong("an event after the end of the response")
         if kind.endswith((".delta", ".done")):
             self.content = True
         if kind == "response.function_call_arguments.done" and not is_json(str(body.get("arguments", ""))):
