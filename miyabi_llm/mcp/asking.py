@@ -31,6 +31,7 @@ from miyabi_llm.mcp.values import (
     Raw,
     Seconds,
     System,
+    Task,
     Temperature,
 )
 from miyabi_llm.types import Endpoint
@@ -103,13 +104,16 @@ class Asking:
         max_tokens: MaxTokens = 1024,
         temperature: Temperature = -1,
         max_seconds: Seconds = MAX_SECONDS,
+        task: Task | None = None,
     ) -> Generated:
-        """Have a local model answer, by whichever server has it: the one that runs, else the default model's.
+        """Have a local model answer, by whichever server has it: the one the gateway's policy means, where there is a
+        policy; else the one that runs, else the default model's.
 
         For confidential text and for cheap bulk work: summaries, extraction, first drafts. Nothing leaves this machine.
         """
         ask = Ask(prompt, system, max_tokens, _given(temperature))
-        return await self._generate(Wish(model), ask, max_seconds, ctx)
+        wish = Wish(model, None, prompt if not model else "", (task,) if task else ())
+        return await self._generate(wish, ask, max_seconds, ctx)
 
     async def batch_generate(
         self,

@@ -4,30 +4,36 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 from mcp.server.mcpserver import Context
 
 from miyabi_llm.errors import MiyabiError, ServerFailed
-from miyabi_llm.mcp import local
+from miyabi_llm.mcp import choice, local
 from miyabi_llm.mcp.pulse import pulse
 from miyabi_llm.mcp.servers import Note, Servers, Wish
 from miyabi_llm.mcp.values import (
     Backend,
     BackendHealth,
+    Found,
     Health,
     Model,
     Models,
+    Project,
+    Prompt,
+    Route,
     Seconds,
     ServerHealth,
     Switched,
+    Task,
     Wanted,
 )
 from miyabi_llm.types import Endpoint
 
 if TYPE_CHECKING:
     from miyabi_llm.backends.ollama_api import OllamaApi
+    from miyabi_llm.config import Settings
     from miyabi_llm.serve import ServerInfo
 
 PRIVACY = "prompts go to servers on this machine's loopback only; models that Ollama would run elsewhere are refused"
@@ -73,6 +79,15 @@ class Looking:
             f"{model} is not ready after {max_seconds:g} s: {note.text}",
             hint="It goes on loading: call again in a while, with a larger max_seconds.",
         )
+
+    async def route_explain(
+        self, prompt: Prompt, ctx: Context[Any, Any], task: Task | None = None, project: Project = ""
+    ) -> Route:
+        """Say where the gateway's policy would send a prompt, what private it found in it, and why. Sends nothing."""
+        headers = {name: value for name, value in (("x-miyabi-hint", task), ("x-miyabi-project", project)) if value}
+        async with pulse(ctx, lambda: "looking"):
+            settings = self._servers.settings
+            return await anyio.to_thread.run_sync(_route, settings, prompt, headers, abandon_on_cancel=True)
 
     def _models(self) -> Models:
         from miyabi_llm import backends
@@ -175,6 +190,25 @@ class Looking:
 
     def _started(self, wish: Wish) -> Endpoint | None:
         return next((e for e in self._servers.started() if e.model == wish.model), None)
+
+
+def _route(settings: Settings, prompt: str, headers: dict[str, str]) -> Route:
+    told = choice.explained(settings, prompt, headers)
+    decision = told.decision
+    clouds = {cost.target for cost in told.costs}
+    return Route(
+        target=decision.target or "",
+        leaves=decision.target in clouds,
+        verdict=cast(Any, decision.verdict.name.lower()),
+        rule=decision.rule,
+        reason=decision.reason,
+        fallbacks=list(decision.fallbacks),
+        found=[Found(kind=f.kind, masked=f.masked, where=f.where) for f in told.findings[:50]],
+        complete=told.complete,
+        estimated_tokens=told.est_tokens,
+        changes=[f"{c.what}: {c.target or 'refused'}" for c in told.changes],
+        policy=told.policy,
+    )
 
 
 def _served(server: ServerInfo) -> list[Model]:

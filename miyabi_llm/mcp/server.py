@@ -56,6 +56,7 @@ def offers(asking: Asking, looking: Looking) -> tuple[Offer, ...]:
         Offer(looking.model_switch, "Make a model ready", changes=True),
         Offer(looking.health_check, "How the local servers stand"),
         Offer(looking.list_models, "Which local models there are"),
+        Offer(looking.route_explain, "Where a prompt would go"),
     )
 
 

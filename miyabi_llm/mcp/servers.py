@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from miyabi_llm.errors import BackendMissing, MachineLimit, MiyabiError, ModelMissing
-from miyabi_llm.mcp import local
+from miyabi_llm.mcp import choice, local
 from miyabi_llm.types import Artifact, Endpoint, Event
 
 if TYPE_CHECKING:
@@ -24,10 +24,15 @@ MOST = 2  # servers started here at the same time: each holds a model in memory
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """Which model, by which kind of server; empty and None leave it to what runs, then to the default."""
+    """Which model, by which kind of server; empty and None leave it to what runs, then to the default.
+
+    With a `prompt` and without a model, the gateway's policy is asked first, if there is one.
+    """
 
     model: str = ""
     backend: str | None = None
+    prompt: str = ""
+    hints: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -74,6 +79,8 @@ class Servers:
         if wish.backend == "ollama" and (there := self._ollama(wish)) is not None:
             return there
         running = self.running()
+        if wish.prompt and not wish.model and (meant := choice.chosen(self.settings, wish.prompt, wish.hints, running)):
+            return meant
         if wish.backend is not None and not any(wish.backend == s.backend for s in running):
             self._refuse_missing(wish.backend)
         name = wish.model or self._usual(wish.backend, store, running)
