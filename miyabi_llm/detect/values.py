@@ -51,7 +51,8 @@ class Options:
     def salt(self) -> bytes:
         """Tells results of other options apart in a cache."""
         patterns = [p.pattern if p else "" for p in (self.allow, self.paths)]
-        return "\0".join(("names" if self.names else "", *patterns)).encode()
+        told = "\0".join(("names" if self.names else "", *patterns))
+        return hashlib.sha256(told.encode("utf-8", "surrogatepass")).digest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ _OWN_HEADERS = frozenset(
 )  # fmt: skip
 _DEPTH = 64  # levels of JSON
 _SHOWN = 200  # findings kept; more of them change nothing
+_LABEL = 80  # letters of a key that count as its value's label
 _JOINT = 80  # characters on both sides of the joint between two blocks of text
 
 # Lists whose entries are blocks with a type, and the types that hold nothing but text. All others are not looked at:
@@ -35,7 +36,15 @@ _TEXT_TYPES = frozenset(
 )  # fmt: skip
 _SOURCES = frozenset(("text", "content"))  # of a document
 # Names of what lies at the provider already: it belongs to the request, and nobody here can look at it.
-_ELSEWHERE = frozenset(("previous_response_id", "file_id", "file_ids", "vector_store_ids", "container", "conversation"))
+_ELSEWHERE = frozenset(
+    ("previous_response_id", "file_id", "file_ids", "vector_store_ids", "container", "conversation", "audio")
+)
+# Values that a model reads as JSON, whatever they look like: nothing in them is a block.
+_AS_WRITTEN = frozenset(
+    ("tools", "functions", "input_schema", "parameters", "arguments", "response_format", "metadata")
+)
+_CALLS = frozenset(("tool_use", "server_tool_use", "mcp_tool_use", "custom_tool_call"))
+_STORED = frozenset(("file_ids", "vector_store_ids"))  # of a tool
 # Sealed by the provider, opaque to everyone else, and only ever sent back to it.
 _SEALED = frozenset(("signature", "encrypted_content", "encrypted_index"))
 # Keys that say nothing about their value. Every other key is read together with it: `password`, `name`, `tel`.
@@ -153,6 +162,7 @@ class _Looker:
         self.unseen: list[str] = []
         self.files: dict[str, None] = {}
         self.size = 0
+        self.as_written = 0  # how many such values we are in
 
     def pairs(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -178,11 +188,17 @@ class _Looker:
             here = (place, key)
             if key not in _DUMB:
                 self.text(key, here, "")
-            if key in _BLOCKS and isinstance(item, list):
+            if key in _AS_WRITTEN or (key == "input" and depth > 1 and table.get("type") in _CALLS):
+                self.as_written += 1
+                self.look(item, here, "" if key in _DUMB else key, depth + 1)
+                self.as_written -= 1
+            elif key in _BLOCKS and isinstance(item, list) and not self.as_written:
                 self._blocks(item, here, depth + 1)
-            elif key in _ELSEWHERE and item:
+            elif key == "content" and isinstance(item, dict) and not self.as_written:
+                self._blocks([item], here, depth + 1)
+            elif item and self._elsewhere(key, item, table):
                 self.unseen.append(f"what lies elsewhere ({key})")
-            elif key == "images" and item:
+            elif key == "images" and item and not self.as_written:
                 self.unseen.append("pictures")
             elif key in _SEALED or (key == "data" and table.get("type") == "redacted_thinking"):
                 known = len(self.unseen)
@@ -190,6 +206,12 @@ class _Looker:
                 del self.unseen[known:]
             else:
                 self.look(item, here, "" if key in _DUMB else key, depth + 1)
+
+    def _elsewhere(self, key: str, item: Any, table: dict[str, Any]) -> bool:
+        if not self.as_written:
+            return key in _ELSEWHERE
+        stored = key in _STORED and isinstance(item, list)
+        return stored or (key == "container" and table.get("type") == "code_interpreter")
 
     def _blocks(self, blocks: list[Any], place: _Place, depth: int) -> None:
         before: str | None = None
@@ -220,7 +242,7 @@ class _Looker:
             shift, result = 0, self._examined(text)
         else:
             quote = '"' if len(text) < 500 and '"' not in text and "\n" not in text else ""
-            lead = f"{'Name' if label.lower() == 'name' else label}: {quote}"
+            lead = f"{'Name' if label.lower() == 'name' else label[-_LABEL:]}: {quote}"
             shift, result = len(lead), self._examined(lead + text + quote)
         if result is detect.CLEAN:
             return

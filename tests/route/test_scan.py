@@ -136,7 +136,23 @@ def test_what_cannot_be_seen_is_confidential(what: str) -> None:
         assert found.floor is Verdict.CONFIDENTIAL
 
 
+def test_what_a_tool_is_given_is_json_and_no_block() -> None:
+    body = request()
+    body["messages"][1]["content"][3]["input"] = {"content": [{"type": "paragraph", "text": "hi"}], "images": ["a.png"]}
+    properties = body["tools"][0]["input_schema"]["properties"]
+    properties["content"] = {"type": "array", "items": {"type": "string"}}
+    properties["container"] = properties["file_ids"] = {"type": "string"}
+    assert scanned(body).unseen == ()
+    body["messages"][1]["content"][3]["input"]["content"][0]["text"] = f"key {AWS}"
+    assert scanned(body).findings
+    body["messages"].append({"role": "user", "content": {"type": "image", "source": {"type": "url", "url": "u"}}})
+    assert not scanned(body).complete
+
+
 def test_what_lies_elsewhere_is_confidential() -> None:
+    picture = [{"role": "user", "type": "image", "source": {"type": "url", "url": "u"}}]
+    assert not scanned({"model": "m", "name": "x", "type": "tool_use", "input": picture}).complete
+    assert not scanned(request() | {"tools": [{"type": "file_search", "vector_store_ids": ["v"]}]}).complete
     for more in ({"previous_response_id": "resp_1"}, {"container": "c"}, {"images": ["aGVsbG8="]}):
         assert not scanned(request() | more).complete
     assert scanned(request() | {"container": None}).complete
