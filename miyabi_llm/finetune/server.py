@@ -17,6 +17,7 @@ from miyabi_llm.errors import ServerFailed
 from miyabi_llm.tools.moment import Kitchen, Moment, moment
 from miyabi_llm.types import Event, OnEvent, silent
 
+BORDER = 2  # tokens of a prompt that the beginning of an answer may change: letters of both may be one token
 FORCE = 1e6  # a bias that no logit outweighs
 LISTS = (2_000, 1 << 20)  # likeliest tokens looked through for one that is half a letter
 WHOLE = "!"  # a text that is one whole token in every vocabulary we know
@@ -124,10 +125,11 @@ def nats(server: Server, prompt: Any, answer: Any, whole: int) -> list[Any]:
         ids = (*begun, *server.ids(answer))
     else:
         ids = server.ids(_text(server, [*prompt, *answer], begin=False))
-    if ids[: len(begun)] != begun:
+    border = next((i for i, (x, y) in enumerate(zip(begun, ids, strict=False)) if x != y), min(len(begun), len(ids)))
+    if border < len(begun) - BORDER:
         raise ServerFailed("the served template writes the prompt otherwise before an answer")
-    total = sum(-server.chance(ids[:at], ids[at], whole) for at in range(len(begun), len(ids)))
-    return [total, len(ids) - len(begun)]
+    total = sum(-server.chance(ids[:at], ids[at], whole) for at in range(border, len(ids)))
+    return [total, len(ids) - border]
 
 
 def _text(server: Server, messages: Any, *, begin: bool) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from miyabi_llm.engines.child import common
 
+BORDER = 2  # tokens of a prompt that the beginning of an answer may change
 ROOM = 0.85  # of the free memory: the rest is for what is computed on the way
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
@@ -111,7 +112,8 @@ def ids_of(tokenizer: Any, messages: Sequence[Mapping[str, Any]], begin: bool, m
 def split(tokenizer: Any, row: Mapping[str, Any], more: Mapping[str, Any]) -> tuple[list[int], list[int]]:
     """Ids of the prompt, and of what the model shall write after it.
 
-    The prompt must be a beginning of the whole, as it is at serving. Raises common.Failed, naming the row.
+    The prompt must be a beginning of the whole, as it is at serving; at the border letters of both may be one token.
+    Raises common.Failed, naming the row.
     """
     answer = row.get("completion") or row["chosen"]
     if isinstance(answer, str):
@@ -119,12 +121,18 @@ def split(tokenizer: Any, row: Mapping[str, Any], more: Mapping[str, Any]) -> tu
         return prompt, tokenizer(answer, add_special_tokens=False)["input_ids"]
     prompt = ids_of(tokenizer, row["prompt"], True, more)
     whole = ids_of(tokenizer, [*row["prompt"], *answer], False, more)
-    if whole[: len(prompt)] != prompt:
+    at = alike(prompt, whole)
+    if at < len(prompt) - BORDER:
         raise common.Failed(
             "corrupt",
             f"row {row.get('row', row.get('id', '?'))}: the template writes the prompt otherwise before an answer",
         )
-    return prompt, whole[len(prompt) :]
+    return whole[:at], whole[at:]
+
+
+def alike(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two sequences have in common at their beginning."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def text_of(row: Mapping[str, Any]) -> str:
