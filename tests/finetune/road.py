@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 from miyabi_llm import hardware
 from miyabi_llm.finetune import load, run
@@ -26,10 +27,16 @@ export: {{name: {name}, types: [Q8_0]}}
 """
 
 
-def row(country: str, question: str) -> dict[str, object]:
+def row(country: str, question: str) -> dict[str, Any]:
     """A question with its answer."""
     said = f"{CAPITALS[country]} is the capital of {country}."
     return {"messages": [{"role": "user", "content": question.format(country)}, {"role": "assistant", "content": said}]}
+
+
+def pair(country: str, question: str) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """The question, and the answer to it."""
+    messages = row(country, question)["messages"]
+    return messages[:1], messages[1:]
 
 
 def write(folder: Path, base: Path, name: str, method: str = "lora", steps: int = 15) -> Path:

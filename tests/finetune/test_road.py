@@ -119,3 +119,31 @@ def test_a_packed_run_is_merged_into_what_it_was_trained_on(packed: RunContext) 
     told = json.loads(evaluate.proof(packed, evaluate.PROBES).read_text())
     assert told["template"]
     assert any(p.get("steps") for p in told["probes"])
+
+
+@pytest.mark.parametrize("method", ["full", "dora", "dpo"])
+def test_other_methods_go_the_whole_road(method: str, tiny_base: Path, tmp_path: Path, real_server: Path) -> None:
+    """A full training has nothing to merge, DoRA is merged by peft, and a preference is measured by its pairs."""
+    recipe = road.write(tmp_path, tiny_base, "other", "lora" if method == "dpo" else method, steps=6)
+    words = ["gates.min_gain=null", "train.learning_rate=0.0005"]
+    if method == "dpo":
+        rows = [
+            {
+                "prompt": r["messages"][:1],
+                "chosen": r["messages"][1:],
+                "rejected": [r["messages"][1] | {"content": "No."}],
+            }
+            for r in (road.row(c, q) for c in road.CAPITALS for q in road.ASKED)
+        ]
+        (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        words += ["train.method=dpo", "data.train=pairs.jsonl", "evaluate.metric=preference"]
+    ctx = road.through(recipe, road.world(tmp_path / "home"), *words)
+    merged = ctx.record.figures("merge")
+    assert merged["kld"] < 1e-4
+    assert ctx.record.figures("parity")["tables"]["Q8_0"]["probes"] >= 10
+    assert ctx.store.find(ModelRef.parse("other")).format == "gguf"
+    found = evaluate.judged(ctx, "Q8_0", evaluate.load(ctx, "Q8_0"))
+    assert found.metric.rows == 6
+    if method == "full":
+        with pytest.raises(BadUsage, match="no adapter"):
+            alone.write(ctx, tmp_path / "out")
