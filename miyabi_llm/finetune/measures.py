@@ -157,15 +157,21 @@ def stage(
     """One model measured against the base, on the same rows. Raises InvalidMeasurement."""
     mine = rows_of(metric, told)
     forget = rows_of("loss", {"rows": told.get("forget") or []})
-    value = mean(mine, draws, seed)
+    value = within(mean(mine, draws, seed), metric, 0.0)
     kept = mean(forget, draws, seed) if forget else None
     if base is None:
         return Stage(name, value, forgetting=kept)
     gain = change(rows_of(metric, base), mine, draws, seed)
-    if metric in LOWER_IS_BETTER:
-        gain = negative(gain)
+    gain = within(negative(gain) if metric in LOWER_IS_BETTER else gain, metric, -1.0)
     forgot = change(rows_of("loss", {"rows": base["forget"]}), forget, draws, seed) if forget else None
     return Stage(name, value, gain, kept, forgot)
+
+
+def within(found: Interval, metric: str, least: float) -> Interval:
+    """The interval cut to what a share, or a difference of shares, can be at all."""
+    if metric in LOWER_IS_BETTER:
+        return found
+    return Interval(found.value, max(least, found.low), min(1.0, found.high), found.rows)
 
 
 def negative(found: Interval) -> Interval:
