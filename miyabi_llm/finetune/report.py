@@ -40,7 +40,7 @@ def page(ctx: RunContext) -> str:
     parts = [f"<p>{html.escape(sentence(ctx, figures))}</p>", *_notes(figures)]
     if (drawn := charts.stages(_values(figures), _title(ctx))) is not None:
         parts += ["<h2>Before and after</h2>", f"<figure>{plots.svg(drawn)}</figure>"]
-    parts += [plots.table(STAGES, list(_stage_rows(figures))), f"<p>{html.escape(_explained(ctx))}</p>"]
+    parts += [_stage_table(figures), f"<p>{html.escape(_explained(ctx))}</p>"]
     parts += _gates(figures)
     told = ctx.record.figures("train")
     if (line := charts.curve(told.get("curve", ()), told.get("evals", ()))) is not None:
@@ -66,6 +66,13 @@ def measured(figures: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any
             yield name, told
     for kind, told in figures.get("evaluate-gguf", {}).get("stages", {}).items():
         yield f"{kind} in llama-server", told
+
+
+def _stage_table(figures: Mapping[str, Any]) -> str:
+    """The table; without the columns that nothing is known for."""
+    rows = list(_stage_rows(figures))
+    kept = [i for i in range(len(STAGES)) if i == 0 or any(row[i] for row in rows)]
+    return plots.table([STAGES[i] for i in kept], [[row[i] for i in kept] for row in rows])
 
 
 def _stage_rows(figures: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
