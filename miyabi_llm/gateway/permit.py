@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import json
+from collections import deque
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -72,24 +73,26 @@ class Desk:
 
     def __init__(self, key: bytes) -> None:
         self._key = key
-        self._used: dict[str, float] = {}
+        self._used: set[str] = set()
+        self._until: deque[tuple[float, str]] = deque()  # the same, by the time from which they need not be known
 
     def check(self, text: str, data: bytes, now: float) -> Permit:
         """The permit for exactly `data`, used up by this. Raises NoPermit."""
         permit = read(text, self._key)
         if permit.verdict != Verdict.PUBLIC.name:
             raise NoPermit("the verdict is not public")
-        if now > permit.expires:
+        if not now <= permit.expires <= now + GOOD_S:
             raise NoPermit("the permit is too old")
         if not hmac.compare_digest(permit.digest, digest(data)):
             raise NoPermit("the bytes are not those of the permit")
         if not permit.audit:
             raise NoPermit("the permit has no line in the audit")
-        for nonce in [n for n, until in self._used.items() if until < now]:
-            del self._used[nonce]
+        while self._until and self._until[0][0] < now:
+            self._used.discard(self._until.popleft()[1])
         if permit.nonce in self._used:
             raise NoPermit("the permit was used")
-        self._used[permit.nonce] = permit.expires
+        self._used.add(permit.nonce)
+        self._until.append((now + GOOD_S, permit.nonce))  # no permit is good for longer
         return permit
 
 

@@ -37,7 +37,7 @@ def good(**changes: object) -> Permit:
             verdict="PUBLIC",
             audit="r1",
             nonce="n1",
-            expires=time.monotonic() + 30,
+            expires=time.monotonic() + 25,
         ),
         **changes,  # type: ignore[arg-type]
     )
@@ -46,6 +46,8 @@ def good(**changes: object) -> Permit:
 def test_a_permit_is_good_for_its_bytes_once() -> None:
     desk, text = Desk(SEAL), permit.sign(good(), SEAL)
     assert desk.check(text, BODY, time.monotonic()) == good(expires=permit.read(text, SEAL).expires)
+    for number in range(100):
+        desk.check(permit.sign(good(nonce=f"m{number}"), SEAL), BODY, time.monotonic())
     with pytest.raises(NoPermit, match="used"):
         desk.check(text, BODY, time.monotonic())
 
@@ -61,6 +63,7 @@ def test_V4_no_permit_is_good_for_anything_else() -> None:
     cases: list[tuple[str, bytes, float]] = [
         (text, BODY + b" ", 0),
         (text, BODY, 31),
+        (permit.sign(good(expires=time.monotonic() + 3600), SEAL), BODY, 0),
         (permit.sign(good(audit=""), SEAL), BODY, 0),
         (permit.sign(good(), b"other" * 8), BODY, 0),
         (text[:-1] + ("0" if text[-1] != "0" else "1"), BODY, 0),
