@@ -65,7 +65,7 @@ def plan(many: Many, store: Store, settings: Settings) -> LaunchPlan:
     _refuse_too_much(models, budget)
     port = wanted.port or config.port
     if port is None:
-        port = ports.free(host)
+        port = ports.free(host, promised=serve.promised(settings))
     else:
         ports.refuse_busy(host, port)
     work = settings.run / "work" / f"{BACKEND}-{many.name}"

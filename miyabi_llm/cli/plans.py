@@ -55,7 +55,7 @@ def make(artifact: Artifact, store: Store, settings: Settings, wanted: Wanted) -
     how = fit.how_here(settings, choice.backend.name, wanted.kv_type)
     ctx, notes = _context(files, machine, wanted.ctx, how)
     if wanted.port is None:
-        port = ports.free(wanted.host)
+        port = ports.free(wanted.host, promised=serve.promised(settings))
     else:
         port = wanted.port
         ports.refuse_busy(wanted.host, port)

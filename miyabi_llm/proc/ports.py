@@ -6,7 +6,7 @@ import errno
 import ipaddress
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from miyabi_llm.errors import BadUsage, MachineLimit, PortTaken
 
@@ -49,10 +49,15 @@ def is_busy(host: str, port: int) -> bool:
         return probe.connect_ex((reachable(host), port)) == 0
 
 
-def free(host: str = "127.0.0.1", start: int = FIRST, *, tries: int = 200) -> int:
-    """The first free port from `start` on. Raises MachineLimit when there is none among `tries`."""
+def free(
+    host: str = "127.0.0.1", start: int = FIRST, *, tries: int = 200, promised: Container[int] = frozenset()
+) -> int:
+    """The first free port from `start` on that is not among the `promised` ones.
+
+    Raises MachineLimit when there is none among `tries`.
+    """
     for port in range(start, min(start + tries, 65536)):
-        if not is_busy(host, port):
+        if port not in promised and not is_busy(host, port):
             return port
     raise MachineLimit(f"no free port from {start} to {start + tries - 1} on {host}", hint="Give one with --port.")
 

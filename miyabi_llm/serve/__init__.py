@@ -3,7 +3,7 @@
 from miyabi_llm.serve.attach import attach
 from miyabi_llm.serve.detach import detach
 from miyabi_llm.serve.keys import check_exposure, new_key, read_key
-from miyabi_llm.serve.manage import find_running, follow, last_lines, ps, running_as, stop
+from miyabi_llm.serve.manage import find_running, follow, last_lines, promised, ps, running_as, stop
 from miyabi_llm.serve.run import forever, running
 from miyabi_llm.serve.state import Running, name_for
 from miyabi_llm.serve.values import Limits, ServerInfo
@@ -21,6 +21,7 @@ __all__ = [
     "last_lines",
     "name_for",
     "new_key",
+    "promised",
     "ps",
     "read_key",
     "running",

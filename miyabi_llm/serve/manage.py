@@ -27,6 +27,11 @@ def ps(settings: Settings) -> list[ServerInfo]:
     return [info(folder, r) for r in folder.all() if r.alive or r.kind == "detached"]
 
 
+def promised(settings: Settings) -> frozenset[int]:
+    """The ports of our servers that run or load: one that loads does not listen yet, which may take a minute."""
+    return frozenset(r.port for r in RunDir(settings.run).all() if r.alive)
+
+
 def info(folder: RunDir, record: Record) -> ServerInfo:
     """How the server of `record` stands now."""
     alive = record.alive

@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from miyabi_llm import serve
 from miyabi_llm.config import Settings
 from miyabi_llm.errors import BackendMissing, MachineLimit, PortTaken, ServerFailed
+from miyabi_llm.proc import ports
 from miyabi_llm.serve.probe import Probe
 from miyabi_llm.types import Event, LaunchPlan
 
@@ -139,6 +141,23 @@ def test_p5_a_silent_load_times_out(plan: MakePlan, settings: Settings, alias: s
 def test_a_load_has_an_end_even_when_it_chatters(plan: MakePlan, settings: Settings) -> None:
     with pytest.raises(ServerFailed, match="not ready after"):
         start(plan("ok", "--load", "60"), settings, replace(QUICK, load_s=1.0))
+
+
+def test_p6_the_port_of_a_server_that_loads_is_not_given_to_another(
+    plan: MakePlan, settings: Settings, port: int
+) -> None:
+    """P6: it does not listen yet, as vLLM for its first minute."""
+    with ThreadPoolExecutor(1) as pool:
+        started = pool.submit(start, plan("never-binds"), settings, replace(QUICK, silent_s=3))
+        end = time.monotonic() + 20
+        while port not in serve.promised(settings):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        assert not ports.is_busy("127.0.0.1", port)
+        assert ports.free(start=port, promised=serve.promised(settings)) != port
+        with pytest.raises(ServerFailed):
+            started.result(30)
+    assert port not in serve.promised(settings)
 
 
 def test_p6_a_busy_port_is_refused_before_anything_starts(plan: MakePlan, settings: Settings, port: int) -> None:
