@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from miyabi_llm.engines import checkpoints
-from miyabi_llm.errors import BadUsage, MiyabiError
+from miyabi_llm.errors import BadUsage, Missing, MiyabiError, NetworkError
 from miyabi_llm.finetune import rundir
 from miyabi_llm.types import Event
 from tests.finetune import trainer
@@ -120,3 +120,18 @@ def test_a_full_disk_stops_it_with_the_last_checkpoint_kept(recipe: Path) -> Non
     trainer.train(recipe)
     straight = checkpoints.sha256(rundir.place(folder, "small").adapter / "adapter_model.safetensors")
     assert straight in second
+
+
+@pytest.mark.parametrize("tracker", ["trackio", "wandb"])
+def test_a_tracker_is_brought_by_one_key_and_writes_beside_the_run(
+    recipe: Path, tracker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    try:
+        told = trainer.train(recipe, trainer.show, *SHORT, f"train.tracker={tracker}").stages["train"].figures
+    except (Missing, NetworkError) as e:
+        pytest.skip(f"no {tracker} to be had: {e.message}")
+    assert told["effective"]["train.tracker"] == [tracker]
+    run = rundir.place(home(), "small")
+    found = {"trackio": run.root / "trackio", "wandb": run.work}[tracker]
+    assert [p for p in found.rglob("*") if p.suffix in (".db", ".wandb", ".parquet")]
