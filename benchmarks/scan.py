@@ -3,8 +3,8 @@
     python benchmarks/scan.py [KB ...]
 
 A conversation of an agent is made up: a system prompt, tools, and turns of text, code and tool results until it has
-the size. Printed are the first scan (nothing known), and the next turn (one new message of 2 kB): median and 99th
-percentile of the times, for a cache that knows the earlier blocks.
+the size. Printed are the first scan (nothing known), and the next turn (one new message of 2 kB) for a cache that knows
+the earlier blocks: median and 99th percentile of 300, in processor time and by the clock.
 """
 
 from __future__ import annotations
@@ -56,27 +56,31 @@ def conversation(size: int, seed: int = 7) -> dict[str, Any]:
 def main() -> None:
     """The table."""
     sizes = [int(a) for a in sys.argv[1:]] or [20, 200, 1000]
-    print("| history | first scan | next turn, median | next turn, p99 |\n| --- | --- | --- | --- |")
+    print("| history | first scan | next turn, median | p99 | by the clock: first, median, p99 |")
+    print("| --- | --- | --- | --- | --- |")
     for size in sizes:
         body = conversation(size * 1000)
         cache = detect.Cache()
         data = json.dumps(body).encode()
+        begin = time.process_time()
         first = scan_request(data, "anthropic", {}, cache)
+        first_cpu = (time.process_time() - begin) * 1000
         assert first.complete, first.unseen
-        times = []
+        times: list[float] = []
+        cpu: list[float] = []
         for n in range(300):
             body["messages"].append({"role": "user", "content": f"turn {n} " + "some words of a person " * 85})
             data = json.dumps(body).encode()
+            begin = time.process_time()
             times.append(scan_request(data, "anthropic", {}, cache).seconds * 1000)
+            cpu.append((time.process_time() - begin) * 1000)
             body["messages"].pop()
-        times.sort()
-        print(
-            f"| {len(data) // 1000} kB | {first.seconds * 1000:.0f} ms | {statistics.median(times):.2f} ms | "
-            f"{times[int(len(times) * 0.99)]:.2f} ms |"
-        )
+        mid, late = (statistics.median(cpu), sorted(cpu)[int(len(cpu) * 0.99)])
+        slow = sorted(times)[int(len(times) * 0.99)]
+        wall = f"{first.seconds * 1000:.0f}, {statistics.median(times):.2f}, {slow:.2f} ms"
+        print(f"| {len(data) // 1000} kB | {first_cpu:.0f} ms | {mid:.2f} ms | {late:.2f} ms | {wall} |")
         if first.findings:
             print(f"  found: {[f'{f.kind} {f.masked}' for f in first.findings[:5]]}", file=sys.stderr)
-        time.sleep(0)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ class Options:
     """What to look for beyond the rules, and what not to tell.
 
     `names` finds Japanese names without a title or a label; `allow` is a pattern of whole findings that do not
-    count; `paths` a pattern of whole paths that are to be told. `deadline` is a time of `time.perf_counter`.
+    count; `paths` a pattern of whole paths that are to be told. `deadline` is a time of `time.thread_time`: a busy
+    machine does not make a text look longer.
     """
 
     names: Names | None = None

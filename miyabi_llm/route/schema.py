@@ -129,7 +129,7 @@ SCHEMA: dict[str, Any] = {
             "limits": _table("Sizes and times beyond which a request is refused or held back.", {
                 "body_bytes": _whole("Largest body taken.", 1024, maximum=1 << 30),
                 "scan_bytes": _whole("Largest body looked through; larger is confidential.", 1024, maximum=1 << 30),
-                "scan_seconds": _number("Longest scan; what takes longer is confidential.", 0.001, maximum=600),
+                "scan_seconds": _number("Processor time of a scan; more is confidential.", 0.001, maximum=600),
                 "default_max_tokens": _whole("Tokens of an answer to reckon with when a client does not say.", 1),
             }),
         },
