@@ -46,7 +46,6 @@ def make(artifact: Artifact, store: Store, settings: Settings, wanted: Wanted) -
     Raises BadUsage (a host others can reach, without a key), BackendMissing, MachineLimit, PortTaken.
     """
     from miyabi_llm import backends, fit, hardware, serve
-    from miyabi_llm.proc import ports
 
     serve.check_exposure(wanted.host, wanted.key)
     choice = backends.choose(artifact, wanted.backend, settings, nodes=wanted.nodes)
@@ -54,11 +53,7 @@ def make(artifact: Artifact, store: Store, settings: Settings, wanted: Wanted) -
     machine = hardware.look(settings.env)
     how = fit.how_here(settings, choice.backend.name, wanted.kv_type)
     ctx, notes = _context(files, machine, wanted.ctx, how)
-    if wanted.port is None:
-        port = ports.free(wanted.host, promised=serve.promised(settings))
-    else:
-        port = wanted.port
-        ports.refuse_busy(wanted.host, port)
+    port = port_for(wanted, settings)
     spec = ServeSpec(
         artifact,
         files,
@@ -88,6 +83,19 @@ def make(artifact: Artifact, store: Store, settings: Settings, wanted: Wanted) -
     if wanted.backend in (None, "auto"):
         notes = (f"backend {choice.backend.name}: {choice.reason}", *notes)
     return fit.expected(replace(plan, notes=(*plan.notes, *notes)), files, machine, settings)
+
+
+def port_for(wanted: Wanted, settings: Settings) -> int:
+    """The one asked for, or the first free one; of several machines the address may be another one's."""
+    from miyabi_llm import serve
+    from miyabi_llm.proc import ports
+
+    if wanted.nodes > 1:
+        return wanted.port or ports.FIRST
+    if wanted.port is None:
+        return ports.free(wanted.host, promised=serve.promised(settings))
+    ports.refuse_busy(wanted.host, wanted.port)
+    return wanted.port
 
 
 def adapter(text: str) -> Adapter:

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from miyabi_llm.errors import ServerFailed
+from miyabi_llm.cli import plans
+from miyabi_llm.config import Settings
+from miyabi_llm.errors import BadUsage, ServerFailed
 from miyabi_llm.serve.prepare import lay_out, put_away, wake
 from miyabi_llm.tools.command import complete
 from miyabi_llm.types import Endpoint, Event, LaunchPlan, silent
@@ -113,3 +115,10 @@ def test_a_command_that_fails_is_said_in_its_words(tmp_path: Path) -> None:
 def test_a_command_that_does_not_end_is_killed(tmp_path: Path) -> None:
     ran = complete((sys.executable, "-c", "print('so far', flush=True); import time; time.sleep(60)"), timeout=1.0)
     assert (ran.code, ran.text.strip(), ran.trouble) == (None, "so far", "did not end within 1 s")
+
+
+def test_the_address_of_several_machines_may_be_another_ones(settings: Settings, port: int) -> None:
+    assert plans.port_for(plans.Wanted(host="192.0.2.5", nodes=2), settings) == 8080
+    assert plans.port_for(plans.Wanted(host="192.0.2.5", nodes=2, port=port), settings) == port
+    with pytest.raises(BadUsage, match="cannot listen"):
+        plans.port_for(plans.Wanted(host="192.0.2.5"), settings)
