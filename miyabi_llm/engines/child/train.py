@@ -131,6 +131,9 @@ def _nameless(path: Path, name: str) -> None:
         return
     config = json.loads(path.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = name
+    for key in ("target_modules", "exclude_modules"):  # sets in peft: their order is another in every process
+        if isinstance(config.get(key), list):
+            config[key].sort()
     with path.open("w", encoding="utf-8") as f:
         json.dump(config, f, indent=2, sort_keys=True)
         f.flush()
