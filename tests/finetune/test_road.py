@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from miyabi_llm.cli import execute
 from miyabi_llm.errors import BadUsage, Corrupt, GateFailed, Inconclusive
 from miyabi_llm.finetune import alone, compare, evaluate, export, gating, load, reproduce, run, verify
 from miyabi_llm.finetune.context import RunContext
@@ -86,6 +87,24 @@ def test_the_adapter_alone_is_heard(tuned: RunContext, tmp_path: Path) -> None:
     assert made.moved > 0.1
     assert made.delta < 0.03
     assert {p.name for p in made.peft.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+
+
+def test_the_commands(
+    tuned: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MIYABI_HOME", str(tuned.settings.home))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert execute(["finetune", "verify", "tuned", "--json"]) == 0
+    assert not [f for f in json.loads(capsys.readouterr().out)["findings"] if f["level"] == "fail"]
+    assert execute(["finetune", "compare", "tuned:base", "tuned:q8_0"]) == 0
+    assert "q8_0 is better" in capsys.readouterr().out
+    assert execute(["finetune", "compare", "tuned:base", "tuned", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["verdict"] == "better"
+    assert execute(["finetune", "compare", "tuned", "nobody"]) == 2
+    assert execute(["finetune", "merge", "tuned"]) == 0
+    assert execute(["finetune", "export", "tuned", "--adapter", str(tmp_path / "out")]) == 0
+    assert "for llama-server" in capsys.readouterr().out
+    assert execute(["finetune", "verify", "nobody"]) == 2
 
 
 def test_gates_refuse_and_leave_open(tuned: RunContext) -> None:
