@@ -30,6 +30,7 @@ from miyabi_llm.route.values import Decision, Facts, Health, Policy, State, Targ
 
 SOON_S: Final = 0.5
 SHORT_S: Final = 0.004  # seconds for which nobody else is answered
+_UNSURE: Final = frozenset(("cut", "timeout", "garbled"))  # an answer that was not seen may be charged
 ASIDE: Final = 32 << 10  # bytes from which a body is looked through beside the others
 _NAME: Final = re.compile(r"[A-Za-z0-9._:/@+-]{1,80}")
 
@@ -109,8 +110,14 @@ class Clerk:
     def outcome(self, course: Course, target: Target, missed: Missed | None) -> None:
         """What a try said about its target; None: it answered."""
         self.circuits.note(target, missed)
-        if missed is not None:
+        if missed is None or course.entry is None:
+            return
+        if missed.kind not in _UNSURE:
             self.drop(course)
+        elif self._files.ledger is not None:
+            entry, course.entry = course.entry, None
+            with suppress(MiyabiError):
+                self._files.ledger.settle(entry, None)
 
     def abandon(self, course: Course, target: Target) -> None:
         """A try ended because its client left."""

@@ -100,8 +100,18 @@ class _Connection(asyncio.Protocol):
         self.held = 0
         self.headers: list[tuple[str, str]] = []
         self.reason = b""
-        self.head = self.complete = self.garbled = self.keep = self.to_eof = False
+        self.status = 0
+        self.head = self.complete = self.garbled = self.keep = self.to_eof = self._surplus = False
         self._paused = False
+
+    def usable(self, now: float) -> bool:
+        """Whether an idle connection may be used again."""
+        return not (self.lost or self.garbled or self.head or self.pieces) and now - self.since < KEEP_S
+
+    def end(self) -> None:
+        """Break it off."""
+        if self.transport is not None:
+            self.transport.abort()
 
     # asyncio
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -139,30 +149,40 @@ class _Connection(asyncio.Protocol):
         self._drained = None
 
     # httptools
+    def on_message_begin(self) -> None:
+        """A second answer that nobody asked for is not looked at, and the connection not used again."""
+        if self.complete:
+            self._surplus, self.keep = True, False
+
     def on_status(self, status: bytes) -> None:
         """The words of the status line."""
-        self.reason = status
+        self.reason = self.reason if self._surplus else status
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header field."""
+        if self._surplus:
+            return
         if len(self.headers) >= HEADERS:
             raise ValueError("too many headers")
         self.headers.append((name.decode("latin-1"), value.decode("latin-1")))
 
     def on_headers_complete(self) -> None:
         """The head is here; an interim one is not the answer's."""
-        if self._parser.get_status_code() < 200:
-            self.headers.clear()
+        status = int(self._parser.get_status_code())
+        if self._surplus or status < 200:
+            if not self._surplus:
+                self.headers.clear()
             return
-        self.head = True
+        self.head, self.status = True, status
         self.keep = self._parser.should_keep_alive()
         names = {k.lower() for k, _ in self.headers}
         self.to_eof = not names & {"content-length", "transfer-encoding"} and self.status not in (204, 304)
 
     def on_body(self, data: bytes) -> None:
         """A piece of the body."""
-        self.pieces.append(data)
-        self.held += len(data)
+        if not self._surplus:
+            self.pieces.append(data)
+            self.held += len(data)
 
     def on_message_complete(self) -> None:
         """The last byte is here."""
@@ -170,11 +190,6 @@ class _Connection(asyncio.Protocol):
             self.complete = True
 
     # the answer's reader
-    @property
-    def status(self) -> int:
-        """The status of the answer."""
-        return int(self._parser.get_status_code())
-
     def take(self) -> bytes:
         """All that is held."""
         data = self.pieces[0] if len(self.pieces) == 1 else b"".join(self.pieces)
@@ -278,16 +293,18 @@ class Pool:
         if connection.complete and connection.keep and not connection.lost and not connection.garbled:
             connection.begin()
             connection.since = asyncio.get_running_loop().time()
-            self._idle.setdefault(at, []).append(connection)
+            found = self._idle.setdefault(at, [])
+            while found and not found[0].usable(connection.since):
+                found.pop(0).end()
+            found.append(connection)
         else:
-            connection.transport.abort()
+            connection.end()
 
     def close(self) -> None:
         """End all kept connections."""
         for found in self._idle.values():
             for connection in found:
-                if connection.transport is not None:
-                    connection.transport.abort()
+                connection.end()
         self._idle.clear()
 
     def _kept(self, at: Origin) -> _Connection | None:
@@ -295,10 +312,9 @@ class Pool:
         now = asyncio.get_running_loop().time()
         while found:
             connection = found.pop()
-            if not connection.lost and now - connection.since < KEEP_S and not connection.head:
+            if connection.usable(now):
                 return connection
-            if connection.transport is not None:
-                connection.transport.abort()
+            connection.end()
         return None
 
     async def _ask(self, connection: _Connection, at: Origin, order: Order) -> Answer:
