@@ -146,12 +146,13 @@ def _contaminated(looked: Looked) -> Iterable[Finding]:
 
     learned = np.unique(np.concatenate([alike.shingles(r.text(), COPIED_WIDTH) for r in looked.learn]))
     copied = []
-    for row in looked.held:
+    for row in looked.held if len(learned) else ():
         answer = "\n".join(m["content"] for m in row.last)
         if len(alike.plain(answer)) < COPIED_WIDTH:
             continue
         own = alike.shingles(answer, COPIED_WIDTH)
-        if np.isin(own, learned).mean() >= COPIED:
+        at = np.minimum(np.searchsorted(learned, own), len(learned) - 1)  # isin would sort all of `learned` each time
+        if (learned[at] == own).mean() >= COPIED:
             copied.append(row.number)
     if copied:
         message = (
@@ -167,7 +168,7 @@ def _secrets(rows: Sequence[Row], scan: Scan) -> Iterable[Finding]:
             kinds.setdefault(kind, []).append(row.number)
     for kind, numbers in sorted(kinds.items()):
         yield finding(
-            "secret", "warning", f"{{n}} hold what looks like: {kind}", numbers, "a model repeats what it learned"
+            "secret", "warning", f"what looks like {kind} is in {{n}}", numbers, "a model repeats what it learned"
         )
 
 
