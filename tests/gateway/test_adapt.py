@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miyabi_llm.errors import BadUsage
@@ -36,6 +36,7 @@ json_values = st.recursive(
 
 
 @given(st.dictionaries(st.text(max_size=6), json_values, max_size=6), st.sampled_from([None, 1, "\t"]), st.booleans())
+@settings(max_examples=60, deadline=None)
 def test_every_member_stands_where_it_is_said_to(body: dict[str, Any], indent: Any, plain: bool) -> None:
     data = json.dumps(body, indent=indent, ensure_ascii=plain).encode("utf-8", "surrogatepass")
     try:
@@ -52,6 +53,7 @@ def test_every_member_stands_where_it_is_said_to(body: dict[str, Any], indent: A
 
 
 @given(st.binary(max_size=60))
+@settings(deadline=None)
 def test_parsing_never_fails_in_another_way(data: bytes) -> None:
     try:
         assert isinstance(json.loads(data), dict)

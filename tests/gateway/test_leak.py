@@ -15,7 +15,7 @@ def test_nothing_confidential_leaves() -> None:
     pytest.importorskip("faker")
     if subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False).returncode:
         pytest.skip("no network namespaces here")
-    command = [sys.executable, str(SCRIPT), "--requests", "300", "--lanes", "16"]
+    command = [sys.executable, str(SCRIPT), "--requests", "200", "--lanes", "16"]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "interfaces: lo\n" in ran.stdout
