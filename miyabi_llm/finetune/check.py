@@ -101,18 +101,16 @@ def needs(
     way = speed.way(recipe.lora.method, kind, form.parameters)
     fast = speed.known(place.machine, way, place.settings)
     count, mean, longest = rows or (0, recipe.data.max_length // 2, recipe.data.max_length)
-    return estimating.estimate(
-        form,
-        recipe,
-        kind,
+    given = estimating.Given(
         rows=max(1, int(count * (1 if recipe.data.eval else 1 - recipe.data.eval_fraction))),
         mean=mean,
         longest=longest,
         speed=fast.flops if fast else None,
-        cuda=any(g.kind == "cuda" for g in place.machine.gpus),
         measured=fast.measured if fast else False,
+        cuda=any(g.kind == "cuda" for g in place.machine.gpus),
         copy=seen.folder is None,
     )
+    return estimating.estimate(form, recipe, kind, given)
 
 
 def count_rows(loaded: Loaded) -> tuple[int, int, int] | None:

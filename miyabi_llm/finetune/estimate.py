@@ -70,6 +70,24 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
+class Given:
+    """What an estimate is made of beside shape and recipe.
+
+    `rows` to learn from, `mean` and `longest` tokens of one; `speed` in operations a second, if known: `measured` says
+    by an earlier training here, and not by products of matrices alone. `cuda`: on a card. `copy`: the base must be
+    copied first.
+    """
+
+    rows: int
+    mean: int
+    longest: int
+    speed: float | None = None
+    measured: bool = False
+    cuda: bool = False
+    copy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Estimate:
     """What a training will need. `seconds` is None where nothing is known of this machine's speed; it may be wrong by
     the factor `within` either way. `memory_error` is the part by which memory may be wrong. Disk in bytes."""
@@ -199,23 +217,20 @@ def bits(kind: str) -> float:
     return (digits[0] if digits else 8) + 0.9
 
 
-def estimate(
-    form: Shape, recipe: Recipe, precision: str, *, rows: int, mean: int, longest: int, speed: float | None, cuda: bool,
-    measured: bool, copy: bool,
-) -> Estimate:  # fmt: skip
-    """All of it. `rows` to learn from, `mean` and `longest` tokens of one; `speed` in operations a second, if known:
-    `measured` says by an earlier training here, and not by a matrix multiplication alone."""
-    count = steps(recipe, rows)
+def estimate(form: Shape, recipe: Recipe, precision: str, given: Given) -> Estimate:
+    """All of it."""
+    count = steps(recipe, given.rows)
     launch = recipe.train.launch
-    tokens = count * recipe.train.batch_size * recipe.train.grad_accum * mean * launch.processes * launch.nodes
+    together = recipe.train.batch_size * recipe.train.grad_accum * launch.processes * launch.nodes
+    tokens = count * together * given.mean
     return Estimate(
         form.parameters,
         trained(form, recipe),
-        memory(form, recipe, precision, cuda=cuda, longest=longest),
+        memory(form, recipe, precision, cuda=given.cuda, longest=given.longest),
         MEMORY_ERROR,
-        disk(form, recipe, copy=copy),
+        disk(form, recipe, copy=given.copy),
         tokens,
         count,
-        round(work(form, recipe, tokens) / speed, 1) if speed else None,
-        MEASURED_ERROR if measured else TIME_ERROR,
+        round(work(form, recipe, tokens) / given.speed, 1) if given.speed else None,
+        MEASURED_ERROR if given.measured else TIME_ERROR,
     )
