@@ -90,4 +90,4 @@ def coloured(row: Mapping[str, Any]) -> None:
         trained = i >= row["start"]
         style = ("green", "bright_green")[i % 2] if trained else "bright_black"
         text.append(piece.replace("\n", "⏎\n") if trained else piece, style)
-    Console().print(text, highlight=False)
+    Console().print(text, highlight=False, soft_wrap=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from miyabi_llm.engines import checkpoints
 from miyabi_llm.finetune import data
-from miyabi_llm.finetune.context import RunContext, StageResult, section
+from miyabi_llm.finetune.context import RunContext, StageResult, digest, section
 from miyabi_llm.types import plain
 
 
@@ -20,9 +21,17 @@ def inputs(ctx: RunContext) -> Mapping[str, str]:
         ("evaluate.forgetting", recipe.evaluate.forgetting),
     ):
         if source is not None:
-            path = ctx.loaded.file(source)
-            found[key] = checkpoints.sha256(path) if path.is_file() else source
+            found[key] = _known(ctx.loaded.file(source), source)
     return found
+
+
+def _known(path: Path, source: str) -> str:
+    """The hash of a file, or of all files of a folder; of what lies elsewhere only its name is known."""
+    if path.is_file():
+        return checkpoints.sha256(path)
+    if path.is_dir():
+        return digest({str(p.relative_to(path)): checkpoints.sha256(p) for p in sorted(path.rglob("*")) if p.is_file()})
+    return source
 
 
 def run(ctx: RunContext) -> StageResult:

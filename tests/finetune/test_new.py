@@ -74,3 +74,32 @@ def test_the_schema_is_printed_and_written(tmp_path: Path, capsys: pytest.Captur
     assert json.loads(capsys.readouterr().out)["properties"]["train"]
     assert execute(["finetune", "schema", "-o", str(tmp_path / "s.json")]) == 0
     assert json.loads((tmp_path / "s.json").read_text())["$schema"]
+
+
+def test_it_asks_on_a_terminal_what_it_cannot_see(tmp_path: Path) -> None:
+    import os
+    import pty
+    import subprocess
+    import sys
+
+    rows = write(tmp_path / "a.jsonl", {"prompt": "a", "completion": "b"})
+    ours, theirs = pty.openpty()
+    argv = [sys.executable, "-m", "miyabi_llm", "finetune", "new", "--data", str(rows), "-o", str(tmp_path / "r.yaml")]
+    child = subprocess.Popen(argv, stdin=theirs, stderr=theirs, stdout=subprocess.PIPE)
+    os.close(theirs)
+    os.write(ours, b"other:1b\nmine\ndora\n")
+    out, _ = child.communicate(timeout=120)
+    os.close(ours)
+    assert child.returncode == 0
+    assert out.decode().strip() == str(tmp_path / "r.yaml")
+    recipe = load.load(tmp_path / "r.yaml").recipe
+    assert (recipe.base.model, recipe.export.name, recipe.lora.method) == ("other:1b", "mine", "dora")
+
+
+def test_a_row_is_shown_whole_with_and_without_colour(capsys: pytest.CaptureFixture[str]) -> None:
+    from miyabi_llm.cli import finetune_preview as shown
+
+    row = {"pieces": ["[bold]", "question" * 30, "\n", "answer", "<|im_end|>", "\n"], "start": 3}
+    assert shown.marked(row) == "[bold]" + "question" * 30 + "\n«answer<|im_end|>\n»"
+    shown.coloured(row)
+    assert capsys.readouterr().out.replace("⏎", "") == "".join(row["pieces"]) + "\n"
