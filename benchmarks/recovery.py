@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -114,11 +115,9 @@ def server_of(alias: str) -> list[int]:
 
 def crashes(name: str, count: int) -> str:
     """Kill the server again and again; the line to print."""
-    import json
-
     import psutil
 
-    took, loads, beside = [], [], []
+    took, loads, beside, more = [], [], [], 0
     with tempfile.TemporaryDirectory() as tmp:
         alias = f"crash-{secrets.token_hex(4)}"
         with served(name, Path(tmp), alias) as (process, url, _):
@@ -131,14 +130,27 @@ def crashes(name: str, count: int) -> str:
                 while not answers(url, alias):
                     time.sleep(0.05)
                 took.append(time.monotonic() - begin)
-                (_, seen), (_, up) = (json.loads(process.stdout.readline()) for _ in range(2))
+                (seen, up), tried = restarted(process.stdout)
+                more += tried - 1
                 loads.append(up - seen - BACKOFF_S)
                 beside.append(took[-1] - loads[-1])
     return (
         f"{name:10} {count:4} crashes: answers again after {statistics.median(took):.2f} s (p95 {p95(took):.2f} s), "
         f"its own load {statistics.median(loads):.2f} s of it; the rest {statistics.median(beside):.2f} s "
-        f"(p95 {p95(beside):.2f} s)"
+        f"(p95 {p95(beside):.2f} s){f'; {more} starts failed' if more else ''}"
     )
+
+
+def restarted(said: IO[str]) -> tuple[tuple[float, float], int]:
+    """When the last start of a restart was decided and when it was up, and how many starts it took."""
+    import json
+
+    starts = []
+    while True:
+        name, at = json.loads(said.readline())
+        if name == "restarted":
+            return (starts[-1], at), len(starts)
+        starts.append(at)
 
 
 def p95(values: list[float]) -> float:
