@@ -11,6 +11,7 @@ from miyabi_llm.gateway.asked import Asked, Kind, Missed, Opened, Readable
 from miyabi_llm.gateway.headers import Pairs, down
 from miyabi_llm.gateway.http1 import Failed
 from miyabi_llm.gateway.streams import Broken, judge_whole, watch
+from miyabi_llm.route import breaker
 from miyabi_llm.route.values import Target
 
 WHOLE: Final = 64 << 20  # bytes of an answer that does not stream
@@ -84,7 +85,7 @@ async def _refused(target: Target, asked: Asked, answer: Readable) -> Missed:
         body = await answer.read(ERROR)
     except Failed:
         body = b""
-    retry_after = _seconds(answer.header("retry-after"))
+    retry_after = breaker.retry_after({k.lower(): v for k, v in answer.headers})
     kind = classify(answer.status, body, retry_after)
     if not body:
         body = dialects.error_body(asked.path, answer.status, f"{target.name} answers with {answer.status}")
@@ -115,13 +116,6 @@ def _spent(body: bytes) -> bool:
     details: Any = error.get("details") if isinstance(error, dict) else None
     code = details.get("error_code") if isinstance(details, dict) else None
     return isinstance(code, str) and any(word in code for word in SPENT)
-
-
-def _seconds(text: str) -> float | None:
-    try:
-        return max(0.0, float(text))
-    except ValueError:
-        return None
 
 
 def _broken(target: Target, asked: Asked, broken: Broken) -> Missed:
