@@ -77,7 +77,7 @@ def _local(name: str | None, model: str | None, settings: Settings) -> Target:
     from dataclasses import replace
 
     from miyabi_llm import serve
-    from miyabi_llm.connect import KeySource, Target
+    from miyabi_llm.connect import GATEWAY, KeySource, Target
     from miyabi_llm.errors import BadUsage, Missing
 
     running = [s for s in serve.ps(settings) if s.state in ("ready", "restarting") and s.kind != "temporary"]
@@ -86,11 +86,15 @@ def _local(name: str | None, model: str | None, settings: Settings) -> Target:
         what = f"no server {name!r} runs" if name else "no server runs"
         hint = "`miyabi-llm ps` lists those that do." if running else "Start one: `miyabi-llm serve MODEL --detach`."
         raise Missing(what, hint=hint)
+    fronts = [s for s in found if s.backend == GATEWAY]
+    if name is None and len(fronts) == 1:
+        found = fronts  # it stands before the others
     if len(found) > 1:
         names = ", ".join(s.name for s in found)
         raise BadUsage(f"{len(found)} servers run", hint=f"Name one with --endpoint: {names}.")
     server = found[0]
-    endpoint = replace(server.endpoint, model=model or server.endpoint.model, backend=server.backend)
+    own = "" if server.backend == GATEWAY else server.endpoint.model
+    endpoint = replace(server.endpoint, model=model or own, backend=server.backend)
     return Target(endpoint, server.ctx, KeySource(endpoint.key_file))
 
 
@@ -98,7 +102,7 @@ def _remote(url: str, key: object, model: str | None, settings: Settings) -> Tar
     """A server we did not start: asked what it serves and which dialects it speaks."""
     from miyabi_llm import serve
     from miyabi_llm.client import Client, base_url
-    from miyabi_llm.connect import KeySource, Target
+    from miyabi_llm.connect import GATEWAY, KeySource, Target
     from miyabi_llm.errors import BadUsage, ModelMissing
     from miyabi_llm.types import Endpoint, Secret
 
@@ -114,7 +118,10 @@ def _remote(url: str, key: object, model: str | None, settings: Settings) -> Tar
             names = client.models()
         if not names:
             raise ModelMissing(f"{endpoint.base_url} offers no model", hint="Name one with --model.")
-        endpoint = Endpoint(endpoint.base_url, names[0], key=secret, key_file=key.file)
+        backend = GATEWAY if names[0] == GATEWAY else ""  # the first name of a gateway's list is its own
+        endpoint = Endpoint(
+            endpoint.base_url, "" if backend else names[0], key=secret, key_file=key.file, backend=backend
+        )
     return Target(_speaks(endpoint), None, key)
 
 

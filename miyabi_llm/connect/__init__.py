@@ -3,10 +3,11 @@
 from miyabi_llm.connect.clients import CLIENTS, connection
 from miyabi_llm.connect.hosts import HOSTS, host_settings, passed
 from miyabi_llm.connect.merge import apply, preview
-from miyabi_llm.connect.values import Connection, FileSettings, KeySource, Target, Written
+from miyabi_llm.connect.values import GATEWAY, Connection, FileSettings, KeySource, Target, Written
 
 __all__ = [
     "CLIENTS",
+    "GATEWAY",
     "HOSTS",
     "Connection",
     "FileSettings",

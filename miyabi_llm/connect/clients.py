@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from miyabi_llm.config import Settings
-from miyabi_llm.connect.values import Connection, FileSettings, Target
+from miyabi_llm.connect.values import GATEWAY, Connection, FileSettings, Target
 from miyabi_llm.errors import BadUsage
 from miyabi_llm.types import Dialect
 
 NAME = "miyabi-llm"  # what we call ourselves in other programs' files
 NO_KEY = "none"  # clients want a key even where the server does not
+ANY_MODEL = ("claude-code", "openai", "anthropic")  # clients whose own model names a gateway passes on
 AGENT_CTX = 32768  # tokens: below this a coding agent's own instructions leave little room
 
 
@@ -42,24 +43,29 @@ def connection(client: str, target: Target, settings: Settings) -> Connection:
         )
     if reason := known.lacking.get(endpoint.backend):
         raise BadUsage(f"{client} cannot use {endpoint.backend}: {reason}", hint="Serve with --backend llama-cpp.")
+    if not endpoint.model and client not in ANY_MODEL:
+        raise BadUsage(
+            f"{client} has to be told which model to ask the gateway for",
+            hint=f"Name one with --model. It offers: curl {endpoint.base_url}/v1/models",
+        )
     return known.tell(target, settings)
 
 
 def _claude_code(target: Target, settings: Settings) -> Connection:
     model = target.endpoint.model
-    env = {
-        "ANTHROPIC_BASE_URL": target.endpoint.base_url,
-        "ANTHROPIC_MODEL": model,
-        # every size of model it may ask for is the one that is served
-        **{f"ANTHROPIC_DEFAULT_{size}_MODEL": model for size in ("OPUS", "SONNET", "HAIKU")},
-        # else a value that changes with each request stands at the head of the prompt, and no prompt is ever cached
-        "CLAUDE_CODE_ATTRIBUTION_HEADER": "0",
-        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
-    }
+    names = ("ANTHROPIC_MODEL", *(f"ANTHROPIC_DEFAULT_{size}_MODEL" for size in ("OPUS", "SONNET", "HAIKU")))
+    env = {"ANTHROPIC_BASE_URL": target.endpoint.base_url, "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1"}
+    # another service's key must not be sent to our server
+    unset: list[tuple[str, ...]] = [("env", "ANTHROPIC_API_KEY")]
+    if model:
+        env |= dict.fromkeys(names, model)  # every size of model it may ask for is the one that is served
+    else:
+        unset += [("env", name) for name in names]  # it goes on asking for Claude by its own names
+    if target.endpoint.backend != GATEWAY:
+        # else a value that changes with each request stands at the head of the prompt, and no prompt is ever cached;
+        # a gateway pins it for local targets, and leaves it to Claude
+        env["CLAUDE_CODE_ATTRIBUTION_HEADER"] = "0"
     values: dict[str, Any] = {"env": env}
-    unset: list[tuple[str, ...]] = [
-        ("env", "ANTHROPIC_API_KEY")
-    ]  # another service's key must not be sent to our server
     if target.key:
         values["apiKeyHelper"] = shlex.join(target.key.argv)
         unset.append(("env", "ANTHROPIC_AUTH_TOKEN"))  # it would win over the helper
@@ -139,14 +145,14 @@ def _continue(target: Target, settings: Settings) -> Connection:
 
 def _openai(target: Target, settings: Settings) -> Connection:
     exports = {"OPENAI_BASE_URL": shlex.quote(target.openai), "OPENAI_API_KEY": target.key.shell}
-    notes = (f"the model's name is {target.endpoint.model}",)
+    notes = _named(target)
     return Connection("openai", target.endpoint, exports=exports, notes=notes)
 
 
 def _anthropic(target: Target, settings: Settings) -> Connection:
     address = shlex.quote(target.endpoint.base_url)
     exports = {"ANTHROPIC_BASE_URL": address, "ANTHROPIC_API_KEY": target.key.shell}
-    notes = (f"the model's name is {target.endpoint.model}",)
+    notes = _named(target)
     return Connection("anthropic", target.endpoint, exports=exports, notes=notes)
 
 
@@ -163,6 +169,12 @@ def _aider(target: Target, settings: Settings) -> Connection:
         "AIDER_MODEL": shlex.quote(f"openai/{target.endpoint.model}"),
     }
     return Connection("aider", target.endpoint, exports=exports, start="aider", notes=_room(target))
+
+
+def _named(target: Target) -> tuple[str, ...]:
+    if target.endpoint.model:
+        return (f"the model's name is {target.endpoint.model}",)
+    return ("ask for models by the names you are used to: the gateway's policy says who answers",)
 
 
 def _room(target: Target) -> tuple[str, ...]:

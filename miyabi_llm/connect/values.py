@@ -11,6 +11,7 @@ from typing import Any, Literal
 from miyabi_llm.types import Endpoint
 
 Form = Literal["json", "toml", "yaml", "env"]
+GATEWAY = "gateway"  # the backend of an endpoint that passes the client's own model names on
 Keys = tuple[str, ...]  # where a setting stands: the keys from the top of the file down to it
 
 

@@ -13,6 +13,8 @@ from miyabi_llm import config
 from miyabi_llm.cli import execute
 from miyabi_llm.proc.identity import identify
 from miyabi_llm.serve.state import Record, RunDir
+from tests import clauded
+from tests.gateway.house import policy, running
 from tests.openaid import serving
 
 Serve = Callable[..., Path]
@@ -32,13 +34,13 @@ def serve(home: Path) -> Serve:
     folder = RunDir(config.load().run)
     folder.ensure()
 
-    def start(name: str, dialects: tuple[str, ...] = ("openai", "anthropic")) -> Path:
+    def start(name: str, dialects: tuple[str, ...] = ("openai", "anthropic"), backend: str = "llama-cpp") -> Path:
         me = identify(os.getpid())
         assert me is not None
         started = "2026-01-01T00:00:00+00:00"
         folder.key(name).write_text("s3cret-of-" + name)
         record = Record(
-            name, f"file:{name}.gguf", (), "llama-cpp", "detached", "ready", "http://127.0.0.1:9", name, dialects, 9,
+            name, f"file:{name}.gguf", (), backend, "detached", "ready", "http://127.0.0.1:9", name, dialects, 9,
             started, me, keyed=True, ctx=40000,
         )  # fmt: skip
         folder.write(record)
@@ -92,3 +94,34 @@ def test_a_server_elsewhere_is_asked_what_it_serves(
         assert told["provider"]["miyabi-llm"]["options"]["apiKey"] == "{env:THEIR_KEY}"
         assert execute(["connect", "claude-code", "--endpoint", server.url]) == 2
         assert "speaks the anthropic dialect" in capsys.readouterr().err
+
+
+def test_a_gateway_stands_before_the_servers(home: Path, serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    """Claude Code goes on asking by its own names: what an earlier connect wrote of models goes."""
+    serve("one")
+    assert execute(["connect", "claude-code", "--write"]) == 0
+    settings = home / ".claude" / "settings.json"
+    assert json.loads(settings.read_text())["env"]["ANTHROPIC_MODEL"] == "one"
+    key = serve("gateway", backend="gateway")
+    assert execute(["connect", "claude-code", "--write"]) == 0
+    value = json.loads(settings.read_text())
+    assert value["apiKeyHelper"] == f"cat {key}"
+    assert not [name for name in value["env"] if name.endswith("_MODEL")]
+    capsys.readouterr()
+    assert execute(["connect", "openai"]) == 0
+    assert "policy says who answers" in capsys.readouterr().err
+    assert execute(["connect", "opencode"]) == 2
+    assert "--model" in capsys.readouterr().err
+    assert execute(["connect", "opencode", "--model", "private"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"] == "miyabi-llm/private"
+    assert execute(["connect", "claude-code", "--endpoint", "one"]) == 0
+    assert json.loads(capsys.readouterr().out)["env"]["ANTHROPIC_MODEL"] == "one"
+
+
+def test_a_gateway_elsewhere_is_known_by_its_list(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with clauded.serving() as server, running(policy(f"here local {server.url}", mode="local")) as house:
+        assert execute(["connect", "claude-code", "--endpoint", house.url]) == 0
+        env = json.loads(capsys.readouterr().out)["env"]
+        assert env["ANTHROPIC_BASE_URL"] == house.url
+        assert "ANTHROPIC_MODEL" not in env
+        assert "CLAUDE_CODE_ATTRIBUTION_HEADER" not in env

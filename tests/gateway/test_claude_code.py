@@ -175,9 +175,8 @@ def test_settings_written_by_connect_are_enough(coder: Coder, claude: clauded.Cl
     """No variable but those in its own settings file."""
     with running(policy(f"claude claude {claude.url}", mode="claude")) as house:
         connect = [sys.executable, "-m", "miyabi_llm", "connect", "claude-code", "--endpoint", house.url, "--write"]
-        subprocess.run(
-            [*connect, "--model", MODEL], env=coder.environment(), check=True, capture_output=True, timeout=60
-        )
+        subprocess.run(connect, env=coder.environment(), check=True, capture_output=True, timeout=60)
         done = coder.run("-p", "Say hello")
         assert done.stdout.strip() == WORDS, done
         assert last(house)["target"] == "claude"
+    assert messages(claude)[-1]["model"].startswith("claude-")  # its own choice

@@ -20,6 +20,7 @@ import pytest
 
 from miyabi_llm import config, serve
 from miyabi_llm.cli import plans
+from miyabi_llm.gateway.http1 import Times
 from miyabi_llm.pull import pull
 from miyabi_llm.refs import ModelRef
 from miyabi_llm.store import Store
@@ -28,6 +29,7 @@ from tests.conftest import USER
 from tests.gateway import ollama as ollamad
 from tests.gateway.house import House, policy, running
 
+PATIENT = Times(connect=20.0, head=800.0, idle=800.0)  # a CPU reads slowly
 WEATHER = {
     "type": "object",
     "properties": {"city": {"type": "string", "enum": ["Tokyo", "Paris"]}},
@@ -65,12 +67,12 @@ def chatting(real_server: Path, real_store: Store, tmp_path_factory: pytest.Temp
 def served(program: Path, store: Store, artifact: Artifact, home: Path) -> Iterator[Place]:
     path = os.pathsep.join([str(program.parent), os.environ["PATH"]])
     settings = config.load({**os.environ, "MIYABI_HOME": str(home), "PATH": path})
-    wanted = plans.Wanted("llama-cpp", ctx=4096, key=serve.new_key())
+    wanted = plans.Wanted("llama-cpp", ctx=4096, threads=1, key=serve.new_key())
     plan = plans.make(artifact, store, settings, wanted)
     with serve.running(plan, settings, artifact=artifact) as endpoint:
         assert endpoint.key is not None
         text = policy(f'here local {endpoint.base_url} model = "{endpoint.model}"', mode="local")
-        with running(text, keys={"here": endpoint.key.reveal()}) as house:
+        with running(text, keys={"here": endpoint.key.reveal()}, times=PATIENT) as house:
             yield Place(house, endpoint.model)
 
 
@@ -210,7 +212,8 @@ def test_anthropic_calls_a_tool_and_hears_its_answer(chatting: Place) -> None:
     with of_anthropic(chatting.house) as client:
         with client.messages.stream(messages=asked, tool_choice={"type": "any"}, **more) as stream:
             said = stream.get_final_message()
-        call = next(block for block in said.content if block.type == "tool_use")
+        call = next((block for block in said.content if block.type == "tool_use"), None)
+        assert call is not None, said
         assert (call.name, call.input, said.stop_reason) == ("weather", {"city": "Tokyo"}, "tool_use")
         result = {"type": "tool_result", "tool_use_id": call.id, "content": "Snow, minus 3 degrees"}
         blocks = [block.model_dump(include={"type", "id", "name", "input"}) for block in said.content if block == call]
