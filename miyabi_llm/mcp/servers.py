@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from concurrent.futures import Future
@@ -268,7 +269,8 @@ class Servers:
                 job.note(Event("phase", "ending", job.idle.endpoint.model))
                 job.idle.stack.close()
             stack.enter_context(job.store.lease(job.artifact))
-            plan = plans.make(job.artifact, job.store, self.settings, plans.Wanted(job.backend, key=serve.new_key()))
+            wanted = plans.Wanted(job.backend, port=_port(job.backend), key=serve.new_key())
+            plan = plans.make(job.artifact, job.store, self.settings, wanted)
             local.refuse_remote(plan.endpoint.base_url)
             job.note(Event("phase", "starting", f"{plan.endpoint.model} with {plan.backend}"))
             endpoint = stack.enter_context(serve.running(plan, self.settings, job.note, artifact=job.artifact))
@@ -320,6 +322,18 @@ class Job:
     note: Note
     future: Future[Held]
     idle: Held | None
+
+
+def _port(backend: str | None) -> int | None:
+    """Any free port, for a kind of server that is always our own: nobody types it, and the usual ones stay free.
+
+    None leaves it to the plan: an Ollama that runs is attached to.
+    """
+    if backend not in ("llama-cpp", "vllm"):
+        return None
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 def _alive(held: Held) -> bool:

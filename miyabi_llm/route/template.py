@@ -67,8 +67,9 @@ fallback = ["claude"]
 [privacy]
 # A request in which nothing private is found: "public" may go to the cloud, "internal" stays.
 default_verdict = "public"
-# A request that names such a path stays.
-deny_globs = ["**/secrets/**", "**/.env", "**/.env.*", "*.pem", "*.key", "**/.ssh/**", "*.kdbx"]
+# A request that names such a path stays. With a folder: coding agents name a bare `.env` in their own instructions,
+# and with "**/.env" no request of theirs would ever reach the cloud.
+deny_globs = ["**/secrets/**", "*/.env", "*/.env.*", "*/*.pem", "*/*.key", "*/.ssh/*", "*.kdbx"]
 # Kinds of findings that do not count: miyabi-llm route explain names them.
 ignore = ["ip-private"]
 # Text that is found and does not count, such as your own public address.

@@ -107,6 +107,22 @@ def test_print_mode(coder: Coder, claude: clauded.Clauded) -> None:
     assert len(body) > 20_000  # its own instructions and tools
 
 
+def test_the_policy_that_is_written_first_lets_it_reach_claude(coder: Coder, claude: clauded.Clauded) -> None:
+    """Its own instructions name a bare `.env`: that alone must not keep every request of it here."""
+    written = coder.home / "policy.toml"
+    init = [sys.executable, "-m", "miyabi_llm", "route", "init", "-o", str(written), "--cloud", claude.url]
+    subprocess.run(init, env=coder.environment(), check=True, capture_output=True, timeout=60)
+    text = written.read_text()
+    public = text.replace('default_verdict = "internal"', 'default_verdict = "public"')
+    with running(public) as house:
+        assert coder.ask(house, "Say hello")["result"] == WORDS
+        row = last(house)
+        assert (row["target"], row["verdict"]) == ("claude", "public"), row["reason"]
+        coder.ask(house, "Read /home/you/project/.env and tell me what it says")
+        assert last(house)["verdict"] == "confidential"
+    assert len(messages(claude)) == 1
+
+
 def test_what_is_private_is_answered_here(coder: Coder, claude: clauded.Clauded) -> None:
     with clauded.serving() as here:
         text = policy(f"claude claude {claude.url}", f'here local {here.url} model = "small"', mode="claude")
