@@ -74,7 +74,7 @@ class Parity:
         return not gates.failed(self.findings)
 
 
-# Measured on Qwen2.5-Coder-1.5B, see docs/explanation/finetune-proof.md; a type that is not named gets the widest.
+# Above what was measured, see docs/explanation/finetune-proof.md; a type that is not named gets the widest.
 LIMITS: Mapping[str, Limits] = {
     "F32": Limits(0.10, 1e-4, 1.0),
     "F16": Limits(0.10, 1e-4, 1.0),
