@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miyabi_llm.bench.gate import bounds
-from miyabi_llm.bench.gate.judge import compare, judge
+from miyabi_llm.bench.gate.judge import compare, decide, judge
 from miyabi_llm.bench.gate.resample import draw, interval, weights
 from miyabi_llm.bench.gate.values import RESAMPLES, Series, Statistic
 
@@ -160,3 +160,9 @@ def test_a_bound_on_a_percentile_waits_for_values() -> None:
     few, enough = (bounds.of_rounds(rounds(8, per, 1.0, 0.01).b, 0.95) for per in (4, 10))
     assert bounds.bounded("x", few, 9.0, "higher", "s").outcome == "inconclusive"
     assert bounds.bounded("x", enough, 9.0, "higher", "s").outcome == "pass"
+
+
+def test_the_words_tell_the_change_of_the_figure_itself() -> None:
+    slower = decide(1.151, 1.105, 1.173, 1 / 0.95 - 1, "higher")
+    assert slower == ("fail", "worse: -13.1% [-14.7%, -9.5%] at 99%, tolerance 5.0%")
+    assert decide(1.2, 1.1, 1.3, 0.05) == ("fail", "worse: +20.0% [+10.0%, +30.0%] at 99%, tolerance 5.0%")

@@ -19,6 +19,7 @@ from miyabi_llm.bench.gate.values import (
     LEVEL,
     RESAMPLES,
     Compared,
+    Direction,
     Outcome,
     Series,
     Statistic,
@@ -77,7 +78,7 @@ def compare(s: Series, seed: int = 0, noise: float = 0.0, looks: int = 1) -> Com
     low, high, wide = interval(estimate, draws, len(rounds), looks)
     p = float((1 + np.sum(wide <= math.log1p(tolerance / 2))) / (1 + RESAMPLES))
     ratio, low, high = math.exp(estimate), math.exp(low), math.exp(high)
-    outcome, why = decide(ratio, low, high, tolerance)
+    outcome, why = decide(ratio, low, high, tolerance, s.better)
     return replace(blank, outcome=outcome, value=ratio, low=low, high=high, p=p, reason=why)
 
 
@@ -96,9 +97,16 @@ def figure(rounds: Sequence[Floats], statistic: Statistic) -> float:
     return float(values.mean() if statistic == "mean" else np.quantile(values, statistic))
 
 
-def decide(ratio: float, low: float, high: float, tolerance: float) -> tuple[Outcome, str]:
-    """The answer for a ratio (above 1 is worse) with its interval at `LEVEL`, and its words."""
-    shown = f"{ratio - 1:+.1%} [{low - 1:+.1%}, {high - 1:+.1%}] at {LEVEL:.0%}, tolerance {tolerance:.1%}"
+def decide(ratio: float, low: float, high: float, tolerance: float, better: Direction = "lower") -> tuple[Outcome, str]:
+    """The answer for a ratio (above 1 is worse) with its interval at `LEVEL`, and its words.
+
+    The words tell the change of the figure itself: of one that is better when higher, a worse one is negative.
+    """
+    said, ends, allowed = ratio, (low, high), 1 + tolerance
+    if better == "higher":
+        said, ends, allowed = 1 / ratio, (1 / high, 1 / low), 1 / allowed
+    within = f"{ends[0] - 1:+.1%}, {ends[1] - 1:+.1%}"
+    shown = f"{said - 1:+.1%} [{within}] at {LEVEL:.0%}, tolerance {abs(allowed - 1):.1%}"
     if ratio > 1 + tolerance and low > 1 + tolerance / 2:
         return "fail", f"worse: {shown}"
     if high < 1 + tolerance:

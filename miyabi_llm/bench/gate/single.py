@@ -150,7 +150,7 @@ def _change(rule: Rule, a: bounds.Figure, b: bounds.Figure, against: Against) ->
     estimate = sign * (math.log(b.value) - math.log(a.value))
     half = math.sqrt(_half(a) ** 2 + _half(b) ** 2 + floor**2)
     ratio, low, high = (math.exp(v) for v in (estimate, estimate - half, estimate + half))
-    outcome, why = decide(ratio, low, high, tolerance)
+    outcome, why = decide(ratio, low, high, tolerance, "lower" if sign > 0 else "higher")
     p = 1 - NormalDist().cdf((estimate - math.log1p(tolerance / 2)) / (half / _Z99))
     return replace(blank, outcome=outcome, value=ratio, low=low, high=high, p=p, reason=why)
 
