@@ -178,6 +178,12 @@ def _tight(h: Handler) -> None:
     h.json({"error": error}, 400)
 
 
+def _call(**function: str) -> bytes:
+    return chunk(tool_calls=[{"index": 0, "id": "call_1", "type": "function", "function": function}])
+
+
+_END = finish("tool_calls") + b"data: [DONE]\n\n"
+
 BEHAVIOURS: dict[str, Callable[[Handler], None]] = {
     "normal": lambda h: h.whole(normal()),
     "length": _answer("and then", "length"),
@@ -201,6 +207,7 @@ BEHAVIOURS: dict[str, Callable[[Handler], None]] = {
     "counted": _counted,
     "escape": _answer("red \x1b[31mtext\x1b]52;c;AAAA\x07"),
     "json": _answer('{"answer": 42}'),
+    "call": lambda h: h.whole(_call(name="weather", arguments='{"city": ') + _call(arguments='"東京"}') + _END),
     "tight": _tight,
     "401": lambda h: h.json({"error": {"message": "who are you?"}}, 401),
     "404": lambda h: h.json({"error": {"message": "model '404' not found"}}, 404),
