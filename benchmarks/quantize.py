@@ -28,6 +28,7 @@ from pathlib import Path
 from miyabi_llm import calibration, config, hardware, quantize
 from miyabi_llm.cli import sources
 from miyabi_llm.config import Settings
+from miyabi_llm.errors import GateFailed
 from miyabi_llm.quantize import Made, Order, Source, convert, open_source, provenance
 from miyabi_llm.quantize.original import open_folder
 from miyabi_llm.quantize.run import Shop, verify_header
@@ -121,11 +122,17 @@ def search(source: Source, at: Shop, chunks: int) -> None:
     fits = [m for m in everything.measured if next(p for p in plan.types if p.type == m.type).needed <= budget]
     best = min(fits, key=lambda m: m.quality.kld)
     limit = max(best.quality.high * 1.05, 0.001)
+    for m in everything.measured:
+        print(f"{m.type}: {m.size:,} bytes, {m.quality.kld:.6f} ({m.quality.low:.6f} to {m.quality.high:.6f})")
     shutil.rmtree(at.settings.cache / "quantize" / "quality")
     began = time.monotonic()
-    found = quantize.quantize(source, replace(order, types=(), budget=budget, max_kld=limit), at)
-    ours = time.monotonic() - began
     print(f"budget {budget / MIB:.0f} MiB, gate {limit:.4f}; of {len(EIGHT)} types {len(fits)} fit")
+    try:
+        found = quantize.quantize(source, replace(order, types=(), budget=budget, max_kld=limit), at)
+    except GateFailed as e:  # of a source that was quantized before: its own type loses next to nothing
+        print(f"measuring all: {best.type}; search: none passed, {e.message}")
+        return
+    ours = time.monotonic() - began
     print(f"measuring all: {best.type}, {whole:.1f} s for {len(everything.measured)} files")
     print(f"search: {found.chosen.type}, {ours:.1f} s for {len(found.measured)} files: {ours / whole:.0%} of that")
     print(f"same file: {'yes' if found.chosen.type == best.type else 'NO'}; the first run, base included: {warm:.1f} s")
