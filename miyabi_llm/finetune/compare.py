@@ -100,4 +100,4 @@ def _stage_or_model(ctx: RunContext, name: str) -> Mapping[str, Any]:
         serving(next(iter(files.values())), tools.kitchen(ctx), evaluate.context(ctx, most)) as server,
     ):
         forget = evaluate.read_rows(ctx.run.forget_rows)
-        return score(server, rows, forget, answers=many, most=most, on_event=ctx.on_event, name=name)
+        return score(server, rows, forget, answered=(many, most), on_event=ctx.on_event, name=name)

@@ -143,7 +143,7 @@ def run_gguf(ctx: RunContext) -> StageResult:
     for kind, path in ({export.FULL: export.full_file(ctx)} | export.finished(ctx)).items():
         ctx.on_event(Event("phase", "evaluate", f"{kind} in llama-server"))
         with serving(path, tools.kitchen(ctx), context(ctx, most), template(ctx)) as server:
-            told = score(server, rows, forget, answers=many, most=most, on_event=ctx.on_event, name=kind)
+            told = score(server, rows, forget, answered=(many, most), on_event=ctx.on_event, name=kind)
         kept.append(keep(ctx, kind, told))
         figures[kind] = plain(judged(ctx, kind, told))
     summary = "; ".join(f"{kind} {brief(ctx, figures[kind])}" for kind in figures)

@@ -95,9 +95,12 @@ def serving(model: Path, kitchen: Kitchen, ctx: int, words: Mapping[str, Any] | 
 
 def score(
     server: Server, rows: Sequence[Mapping[str, Any]], forget: Sequence[Mapping[str, Any]], *,
-    answers: int = 0, most: int = 64, on_event: OnEvent = silent, name: str = "gguf",
+    answered: tuple[int, int] = (0, 64), on_event: OnEvent = silent, name: str = "gguf",
 ) -> dict[str, Any]:  # fmt: skip
-    """The same measurement as the child's `score`, by the server's own prompts and tokens. Raises ServerFailed."""
+    """The same measurement as the child's `score`, by the server's own prompts and tokens. Raises ServerFailed.
+
+    `answered`: how many rows are answered, and with how many tokens at most.
+    """
     whole = server.whole()
     found: dict[str, Any] = {"rows": [], "forget": [], "answers": []}
     for key, part in (("rows", rows), ("forget", forget)):
@@ -107,8 +110,8 @@ def score(
                 told += nats(server, row["prompt"], row[wanted], whole)
             found[key].append(told)
             on_event(Event("progress", name, done=i + 1, total=len(part), unit="rows"))
-    for row in rows[:answers]:
-        said = server.answer(server.ids(_text(server, row["prompt"], begin=True)), most)
+    for row in rows[: answered[0]]:
+        said = server.answer(server.ids(_text(server, row["prompt"], begin=True)), answered[1])
         want = row.get("completion") or row.get("chosen") or ""
         text = want if isinstance(want, str) else "".join(str(m.get("content") or "") for m in want)
         found["answers"].append({"id": row["id"], "text": said.text, "want": text, "stop": said.stop})
