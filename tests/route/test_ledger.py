@@ -21,6 +21,8 @@ import sys
 from pathlib import Path
 from miyabi_llm.route.ledger import BudgetSpent, Ledger
 ledger = Ledger(Path(sys.argv[1]))
+print("ready", flush=True)
+sys.stdin.readline()
 got = 0
 for n in range(40):
     try:
@@ -37,8 +39,18 @@ print(got)
 def test_four_processes_share_one_budget(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     children = [
-        subprocess.Popen([sys.executable, "-c", CHILD, str(path)], stdout=subprocess.PIPE, text=True) for _ in range(4)
+        subprocess.Popen(
+            [sys.executable, "-c", CHILD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(4)
     ]
+    for child in children:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+    for child in children:  # all at once
+        assert child.stdin is not None
+        child.stdin.write("go\n")
+        child.stdin.flush()
     got = sum(int(c.communicate(timeout=120)[0]) for c in children)
     assert got == 50  # of 160 wished for: 50 x 0.01 is the budget
     assert Ledger(path).left(0.5) == pytest.approx(0)

@@ -169,6 +169,14 @@ def test_v8_a_record_keeps_no_text_of_a_client(tmp_path: Path) -> None:
     assert decide(found, again, State()).verdict is Verdict.CONFIDENTIAL
 
 
+def test_v8_words_of_a_clean_request_are_kept_only_as_names() -> None:
+    assert [record.word(w) for w in ("customer-aoba", "claude-sonnet-5-5", "/v1/messages")] == [
+        "customer-aoba", "claude-sonnet-5-5", "/v1/messages",
+    ]  # fmt: skip
+    for text in ("山田太郎", "two words", "0901234567", "a" * 200, "line\nline"):
+        assert record.word(text) == record.KEPT_OUT
+
+
 def test_probes_need_exactly_one_request(tmp_path: Path) -> None:
     from miyabi_llm.errors import BadUsage
 

@@ -209,6 +209,18 @@ def test_ignore_and_allow() -> None:
     assert [f.kind for f in scanned(body, privacy=privacy).findings] == ["email"]
 
 
+def test_one_cache_serves_several_policies() -> None:
+    cache = detect.Cache()
+    body = json.dumps(request() | {"user": "write to taro@tanaka-shoji.co.jp in secrets/a.pem"}).encode()
+    lax = Privacy(allow=("*@tanaka-shoji.co.jp",))
+    strict = Privacy(deny_globs=("*.pem",))
+    for _ in range(2):
+        assert scan_request(body, "anthropic", {}, cache, lax).findings == ()
+        assert scan_request(body, "anthropic", {}, cache).findings
+        assert scan_request(body, "anthropic", {}, cache, strict).files == ("secrets/a.pem",)
+        assert scan_request(body, "anthropic", {}, cache, lax).files == ()
+
+
 def test_denied_paths_make_a_request_confidential() -> None:
     found = policy.parse(BOTH)
     for path, wanted in (

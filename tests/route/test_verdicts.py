@@ -137,6 +137,22 @@ def test_v7_matrix_of_headers(name: str, value: str) -> None:
     assert "claude" not in (decision.target, *decision.fallbacks)
 
 
+def test_mode_local_has_no_cloud_by_any_name() -> None:
+    found = policy.parse(BOTH.replace('mode = "claude"', 'mode = "local"').replace('url = "http://127.0.0.1:9/"',
+                         'url = "http://127.0.0.1:9/"\naliases = ["big"]'))  # fmt: skip
+    for model, headers in (("claude", {}), ("big", {}), ("m", {"x-miyabi-target": "claude"}), ("m", {})):
+        asked = Facts("anthropic", model, "/v1/messages", headers=headers, complete=True)
+        decision = decide(found, asked, State())
+        assert (decision.target, decision.fallbacks) == ("local", ())
+
+
+def test_v7_a_word_that_is_no_verdict_is_the_strictest() -> None:
+    for word, verdict in (("top secret", 2), ("confidentail", 2), ("internal", 1), ("Confidential ", 2), (" ", 0)):
+        scan = scan_request(b"{}", "anthropic", {}, detect.Cache())
+        asked = facts.build("anthropic", "/v1/messages", {"X-Miyabi-Privacy": word}, scan)
+        assert asked.asked == verdict
+
+
 def test_v4_the_label_is_part_of_the_request() -> None:
     asked = Facts("anthropic", "m", "/v1/messages", complete=True, findings=(Finding("email", "a", "b"),))
     with pytest.raises(FrozenInstanceError):
