@@ -15,7 +15,7 @@ from miyabi_llm import __version__, catalog, engines, gguf, hardware, safetensor
 from miyabi_llm.config import Settings
 from miyabi_llm.errors import BadUsage, Corrupt, DiskFull, Missing, ModelMissing
 from miyabi_llm.gguf import Header
-from miyabi_llm.refs import ModelRef
+from miyabi_llm.refs import SCHEMES, ModelRef
 from miyabi_llm.store import Fs, Store
 from miyabi_llm.store.fs import nonce
 from miyabi_llm.store.locks import take
@@ -82,7 +82,8 @@ def default_name(ref: ModelRef) -> ModelRef:
 
 
 def _word(text: str) -> str:
-    return re.sub(r"\.\.+", ".", re.sub(r"[^A-Za-z0-9._-]+", "-", text)).strip("._-")[:100] or "model"
+    plain = re.sub(r"\.\.+", ".", re.sub(r"[^A-Za-z0-9._-]+", "-", text)).strip("._-")[:100] or "model"
+    return f"{plain}-model" if plain.lower() in SCHEMES else plain  # hf:x would be a name at the hub
 
 
 def _source(artifact: Artifact, store: Store) -> tuple[StoredFile, Path, Header]:

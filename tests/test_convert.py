@@ -133,6 +133,7 @@ def test_names_that_are_taken(home: Settings, store: Store, tmp_path: Path, name
         ("hf:Qwen/Some-GGUF/x.gguf", "some:safetensors"),
         ("ollama:library/q:7b", "q:7b-safetensors"),
         ("./models/Mine.gguf", "mine:safetensors"),
+        ("./models/hf.gguf", "hf-model:safetensors"),
     ],
 )
 def test_default_names(name: str, wanted: str) -> None:

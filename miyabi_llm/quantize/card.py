@@ -16,7 +16,7 @@ from miyabi_llm.quantize.evaluation import Evaluation
 from miyabi_llm.quantize.quality import RESOLUTION
 from miyabi_llm.quantize.source import Source
 from miyabi_llm.quantize.values import Limits, Measured, Order, Plan, Planned
-from miyabi_llm.refs import Digest, ModelRef
+from miyabi_llm.refs import SCHEMES, Digest, ModelRef
 from miyabi_llm.store import Store
 from miyabi_llm.types import Artifact, StoredFile
 
@@ -82,7 +82,8 @@ def said(ref: ModelRef) -> str:
 
 
 def _word(text: str) -> str:
-    return re.sub(r"\.\.+", ".", re.sub(r"[^A-Za-z0-9._-]+", "-", text)).strip("._-")[:100] or "model"
+    plain = re.sub(r"\.\.+", ".", re.sub(r"[^A-Za-z0-9._-]+", "-", text)).strip("._-")[:100] or "model"
+    return f"{plain}-model" if plain.lower() in SCHEMES else plain  # hf:x would be a name at the hub
 
 
 def artifact(source: Source, order: Order, ref: ModelRef, found: Evidence) -> Artifact:

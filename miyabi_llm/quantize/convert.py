@@ -20,7 +20,7 @@ from miyabi_llm.quantize.card import said
 from miyabi_llm.quantize.gates import Answer
 from miyabi_llm.quantize.original import Folder, lay_out
 from miyabi_llm.quantize.work import Work, working
-from miyabi_llm.refs import Digest, ModelRef
+from miyabi_llm.refs import SCHEMES, Digest, ModelRef
 from miyabi_llm.store import Store
 from miyabi_llm.store.adopt import hash_file
 from miyabi_llm.tools.converting import Converter, Look
@@ -187,7 +187,8 @@ def full_name(ref: ModelRef, adapter: str = "") -> ModelRef:
 
 def word(text: str) -> str:
     """A part of a name out of any text. Pure."""
-    return re.sub(r"\.\.+", ".", re.sub(r"[^A-Za-z0-9._-]+", "-", text)).strip("._-")[:100] or "model"
+    plain = re.sub(r"\.\.+", ".", re.sub(r"[^A-Za-z0-9._-]+", "-", text)).strip("._-")[:100] or "model"
+    return f"{plain}-model" if plain.lower() in SCHEMES else plain  # hf:x would be a name at the hub
 
 
 def check_disk(need: int, store: Store) -> None:

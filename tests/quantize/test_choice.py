@@ -144,6 +144,7 @@ def test_the_size_of_recorded_probabilities() -> None:
         ("file:/somewhere/My Model.gguf", "my-model:q4_k_m"),
         ("ollama:library/llama3:8b", "llama3:8b-q4_k_m"),
         ("file:/x/....gguf", "model:q4_k_m"),
+        ("file:/x/ollama.gguf", "ollama-model:q4_k_m"),  # ollama:q4_k_m would be a name at Ollama's registry
     ],
 )
 def test_names(ref: str, name: str) -> None:

@@ -191,6 +191,7 @@ def test_a_file_that_makes_others_hang_is_refused_at_once(tmp_path: Path, capsys
         ("file:/x/My Model", "", "my-model:gguf"),
         ("hf:Org/Repo", "mine", "repo:mine-gguf"),
         ("tiny:gguf", "mine", "tiny:mine-gguf"),
+        ("file:/x/hf", "", "hf-model:gguf"),  # hf:gguf would be a name at the hub
     ],
 )
 def test_names(ref: str, adapter: str, name: str) -> None:
