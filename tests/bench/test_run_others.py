@@ -58,7 +58,7 @@ def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("stage", [pytest.param(embedded, id="embedded, the program")], indirect=True)
 def test_embedded(stage: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with serve.running(stage.plan("it"), stage.settings, limits=LIMITS) as endpoint:
@@ -67,7 +67,7 @@ def test_embedded(stage: Stage, capsys: pytest.CaptureFixture[str], monkeypatch:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("stage", [pytest.param(vllm_real, id="vllm, the program")], indirect=True)
 def test_vllm(
     stage: Stage, real_store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

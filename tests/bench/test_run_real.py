@@ -73,6 +73,7 @@ def llama_bench(model: Path) -> float | None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_tokens_per_second_are_those_of_the_server_and_of_llama_bench(
     capsys: pytest.CaptureFixture[str],
     real_server: Path,
