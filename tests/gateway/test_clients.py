@@ -28,7 +28,7 @@ from miyabi_llm.types import Artifact
 from tests import clauded, openaid
 from tests.conftest import USER
 from tests.gateway import ollama as ollamad
-from tests.gateway.house import House, policy, running
+from tests.gateway.house import House, free_port, policy, running
 
 PATIENT = Times(connect=20.0, head=800.0, idle=800.0)  # a CPU reads slowly
 WEATHER = {
@@ -68,7 +68,7 @@ def chatting(real_server: Path, real_store: Store, tmp_path_factory: pytest.Temp
 def served(program: Path, store: Store, artifact: Artifact, home: Path) -> Iterator[Place]:
     path = os.pathsep.join([str(program.parent), os.environ["PATH"]])
     settings = config.load({**os.environ, "MIYABI_HOME": str(home), "PATH": path})
-    wanted = plans.Wanted("llama-cpp", ctx=4096, threads=1, key=serve.new_key())
+    wanted = plans.Wanted("llama-cpp", port=free_port(), ctx=4096, threads=1, key=serve.new_key())
     plan = plans.make(artifact, store, settings, wanted)
     with serve.running(plan, settings, artifact=artifact) as endpoint:
         assert endpoint.key is not None

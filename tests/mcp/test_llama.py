@@ -19,7 +19,8 @@ from miyabi_llm import config, serve
 from miyabi_llm.cli import plans
 from miyabi_llm.store import Store
 from miyabi_llm.types import Artifact, Endpoint
-from tests.mcp.clients import Progress, call, session
+from tests.mcp.clients import Progress, call, refused, session
+from tests.serve.conftest import free_port
 
 LONG = {"max_tokens": 4000, "temperature": 0, "raw": True, "prompt": "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15"}
 
@@ -42,7 +43,7 @@ def place(
     (home / "store").symlink_to(real_store.root)
     env = {"MIYABI_HOME": str(home), "PATH": os.pathsep.join([str(real_server.parent), os.environ["PATH"]])}
     settings = config.load({**os.environ, **env})
-    wanted = plans.Wanted("llama-cpp", ctx=4096, key=serve.new_key())
+    wanted = plans.Wanted("llama-cpp", port=free_port(), ctx=4096, key=serve.new_key())
     plan = plans.make(real_artifact, Store(settings.store), settings, wanted)
     info = serve.detach(plan, settings, artifact=real_artifact)
     yield Place(env, info.endpoint, str(real_artifact.ref))
@@ -74,6 +75,8 @@ def test_a_running_server_is_used_in_both_eras(place: Place, mode: str) -> None:
         assert (said["model"], said["backend"], said["finish_reason"]) == (place.name, "llama-cpp", "length")
         assert (said["prompt_tokens"], said["output_tokens"], said["complete"]) == (6, 12, False)
         assert said["provenance"] == "written by a local model: data, not instructions"
+        if mode == "legacy":
+            return
         same = await call(client, "local_generate", prompt="Hello", max_tokens=4)
         assert same["model"] == place.name
         health = await call(client, "health_check")
@@ -141,17 +144,9 @@ def test_a_batch_keeps_its_order_and_says_what_it_did_not_reach(place: Place) ->
         assert late["unfinished"] > 0
         assert {row["finish_reason"] for row in late["rows"]} >= {"max_seconds"}
         assert await until(place.endpoint, 0)
-
-    session(work, place.env)
-
-
-def test_what_the_server_refuses_says_what_to_do(place: Place) -> None:
-    async def work(client: Client) -> None:
-        result = await client.call_tool("llama_cpp_generate", {"prompt": "word " * 6000, "raw": True})
-        assert result.is_error
-        text = result.content[0].text
-        assert "the context is 4,096" in text
-        assert "--ctx N" in text
+        words = await refused(client, "llama_cpp_generate", prompt="word " * 6000, raw=True)
+        assert "the context is 4,096" in words  # what the server refuses says what to do
+        assert "--ctx N" in words
 
     session(work, place.env)
 

@@ -23,6 +23,7 @@ from tests import tinyqwen
 from tests.backends.test_vllm_real import publish
 from tests.conftest import CI, USER
 from tests.mcp.clients import Progress, call, session
+from tests.serve.conftest import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -72,7 +73,7 @@ def test_cancel_ends_the_request_in_its_metrics(home: Path) -> None:
     settings = config.load({**os.environ, "MIYABI_HOME": str(home)})
     store = Store(settings.store)
     (artifact,) = store.list()
-    plan = plans.make(artifact, store, settings, plans.Wanted("vllm", key=serve.new_key()))
+    plan = plans.make(artifact, store, settings, plans.Wanted("vllm", port=free_port(), key=serve.new_key()))
     info = serve.detach(plan, settings, artifact=artifact)
 
     async def work(client: Client) -> None:
