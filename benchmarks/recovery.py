@@ -70,7 +70,7 @@ def stage_of(name: str, home: Path, alias: str):  # type: ignore[no-untyped-def]
         store = Store(user.cache / "tests" / "store")
         artifact = pull(ModelRef.parse("gemma3:270m"), store, user)
         paths = dict(store.files(artifact))
-    port = ports.free("127.0.0.1")
+    port = ports.free("127.0.0.1", start=21000 + os.getpid() % 9000)  # others look from 8080 on
     spec = ServeSpec(artifact, paths, alias, port=port, ctx=512, threads=1, attach=False, work=home / "work")
     return backend.plan(spec, backend.detect(user)), replace(user, home=home / "data")
 
