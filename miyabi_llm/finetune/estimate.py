@@ -153,6 +153,10 @@ def memory(form: Shape, recipe: Recipe, precision: str, *, cuda: bool, longest: 
     full, four = recipe.lora.method == "full", recipe.lora.method == "qlora"
     count = trained(form, recipe)
     weights = form.parameters * 4 if full else int(form.linear * (NF4 if four else width)) + form.other * width
+    if four and not cuda:
+        weights += (
+            form.linear * 2
+        )  # the 16-bit file they are made of stays mapped: 5.5 GiB were seen with the 1.5B model
     own = 2 if four else 4
     rows = recipe.train.batch_size * longest
     # norms, q, k, v, what attention gives and its projection, gate, up, their product, down, two residual sums

@@ -114,7 +114,7 @@ def test_memory_falls_where_it_should() -> None:
     form = estimate.shape(QWEN)
 
     def need(precision: str = "fp32", **more: Any) -> int:
-        return estimate.memory(form, qwen(**more), precision, cuda=False, longest=512).total
+        return estimate.memory(form, qwen(**more), precision, cuda=True, longest=512).total
 
     lora = need()
     assert need(lora={"method": "qlora"}) < need("bf16") < lora < need(lora={"method": "full"})
