@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import anyio
 import httpx
 import pytest
 from mcp import Client
 
-from miyabi_llm import config, serve
-from miyabi_llm.cli import plans
 from miyabi_llm.errors import Missing, NetworkError
 from miyabi_llm.store import Store
 from miyabi_llm.tools import vllm
-from miyabi_llm.types import Endpoint
 from tests import tinyqwen
 from tests.backends.test_vllm_real import publish
 from tests.conftest import CI, USER
 from tests.mcp.clients import Progress, call, session
-from tests.serve.conftest import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -67,46 +58,3 @@ def test_it_is_started_used_and_ended(home: Path) -> None:
     session(work, {"MIYABI_HOME": str(home)})
     with pytest.raises(httpx.ConnectError):
         httpx.get(urls[0], timeout=5, trust_env=False)
-
-
-def test_cancel_ends_the_request_in_its_metrics(home: Path) -> None:
-    settings = config.load({**os.environ, "MIYABI_HOME": str(home)})
-    store = Store(settings.store)
-    (artifact,) = store.list()
-    plan = plans.make(artifact, store, settings, plans.Wanted("vllm", port=free_port(), key=serve.new_key()))
-    info = serve.detach(plan, settings, artifact=artifact)
-
-    async def work(client: Client) -> None:
-        long = {"prompt": "abc", "max_tokens": 30_000, "temperature": 1, "raw": True, "max_seconds": 600}
-        with anyio.move_on_after(300) as scope:
-
-            async def give_up() -> None:
-                await until(lambda: running(info.endpoint) == 1)
-                scope.cancel()
-
-            async with anyio.create_task_group() as group:
-                group.start_soon(give_up)
-                for _ in range(50):  # a random model may end by itself: ask again
-                    await client.call_tool("vllm_generate", long)
-        assert scope.cancelled_caught
-        await until(lambda: running(info.endpoint) == 0)
-
-    try:
-        session(work, {"MIYABI_HOME": str(home)})
-    finally:
-        serve.stop(settings)
-
-
-def running(endpoint: Endpoint) -> float:
-    """How many requests vLLM works on now, by its own metrics."""
-    assert endpoint.key is not None
-    headers = {"authorization": f"Bearer {endpoint.key.reveal()}"}
-    text = httpx.get(f"{endpoint.base_url}/metrics", headers=headers, timeout=60, trust_env=False).text
-    rows = [line for line in text.splitlines() if line.startswith("vllm:num_requests_running")]
-    return sum(float(line.rsplit(" ", 1)[1]) for line in rows)
-
-
-async def until(done: Callable[[], Any]) -> None:
-    with anyio.fail_after(120):
-        while not await asyncio.to_thread(done):
-            await asyncio.sleep(0.05)
