@@ -132,7 +132,7 @@ def test_a_stop_while_it_loads_is_told_to_whoever_waits(plan: MakePlan, settings
 
     waiter = threading.Thread(target=start)
     waiter.start()
-    wait_for(lambda: bool(processes(alias)))
+    wait_for(lambda: processes(alias) and serve.ps(settings))  # the process is there before its record
     serve.stop(settings, alias)
     waiter.join()
     assert heard == [f"{alias} was stopped before it was ready"]
