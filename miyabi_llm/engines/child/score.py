@@ -47,19 +47,27 @@ def losses(
     say: Callable[..., None], name: str,
 ) -> list[list[Any]]:  # fmt: skip
     """`[id, nats of the answer's tokens together, their number]` of each row; one row at a time, so no padding."""
-    import torch
-
     found: list[list[Any]] = []
     for i, row in enumerate(rows):
-        prompt, answer = split(tokenizer, row, order.get("template") or {})
-        ids = torch.tensor([[*prompt, *answer]], device=model.device)
-        with torch.inference_mode():
-            logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(answer) + 1).logits[0, :-1].float()
-            wanted = torch.tensor(answer, device=logits.device)
-            nats = torch.nn.functional.cross_entropy(logits, wanted, reduction="none").double().sum()
-        found.append([row["id"], float(nats), len(answer)])
+        told: list[Any] = [row["id"]]
+        for wanted in ("chosen", "rejected") if "chosen" in row else ("completion",):
+            one = {k: v for k, v in row.items() if k not in ("chosen", "rejected")} | {"completion": row[wanted]}
+            told += nats(model, *split(tokenizer, one, order.get("template") or {}))
+        found.append(told)
         say("progress", name, done=i + 1, total=len(rows), unit="rows")
     return found
+
+
+def nats(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> list[Any]:
+    """How surprised the model is by the answer, in nats over all its tokens, and their number."""
+    import torch
+
+    ids = torch.tensor([[*prompt, *answer]], device=model.device)
+    with torch.inference_mode():
+        logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(answer) + 1).logits[0, :-1].float()
+        wanted = torch.tensor(list(answer), device=logits.device)
+        each = torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
+    return [float(each.double().sum()), len(answer)]
 
 
 def answers(
