@@ -136,13 +136,15 @@ def qwen(real_store: Store) -> Artifact:
 @pytest.fixture(scope="session")
 def qwen_gguf(qwen: Artifact, real_store: Store) -> Path:
     """Its GGUF file."""
+    from miyabi_llm.errors import ModelMissing
     from miyabi_llm.store import Store
 
-    for store in (Store(USER.store), real_store):
-        path = next(iter(store.files(qwen).values()))
-        if path.is_file():
-            return path
-    raise AssertionError("found, and not there")
+    try:
+        store = Store(USER.store)
+        store.find(qwen.ref)
+    except ModelMissing:
+        store = real_store
+    return next(iter(store.files(qwen).values()))
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -77,6 +78,7 @@ async def _send(order: Order, known: Any, seal: bytes, front: subprocess.Popen[b
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, front.terminate)
+    _private(order.socket.parent)
     order.socket.unlink(missing_ok=True)
     before = os.umask(0o177)
     try:
@@ -88,7 +90,17 @@ async def _send(order: Order, known: Any, seal: bytes, front: subprocess.Popen[b
         code = await asyncio.to_thread(front.wait)
     sender.close()
     order.socket.unlink(missing_ok=True)
+    if order.socket.parent != order.work:
+        order.socket.parent.rmdir()
     return code
+
+
+def _private(folder: Path) -> None:
+    """Make the folder of the socket, or see that it is ours alone. Raises SystemExit for anybody else's."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise SystemExit(f"[miyabi-llm] {folder} is not a folder that only you can read; remove it")
 
 
 def _policy(order: Order) -> Any:

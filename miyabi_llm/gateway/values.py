@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 BACKEND = "gateway"  # what `ps` and a state file call it
 NAME = "gateway"  # of one that was given none
+SOCKET: Final = 100  # bytes of a socket's path; systems take 103 or 107
 MODEL = "gateway"  # the name under which its supervisor knows it; no request is answered under it
 
 
@@ -35,8 +39,12 @@ class Order:
 
     @property
     def socket(self) -> Path:
-        """Where the process that sends to clouds listens."""
-        return self.work / "egress.sock"
+        """Where the process that sends to clouds listens: in `work`, or where the path is too long, a short one."""
+        path = self.work / "egress.sock"
+        if len(os.fsencode(path)) <= SOCKET:
+            return path
+        name = hashlib.sha256(os.fsencode(self.work)).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"miyabi-llm-{os.getuid()}-{name}" / path.name
 
     def to_json(self) -> str:
         """The order as the processes read it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -12,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from miyabi_llm.engines import checkpoints
@@ -49,7 +51,11 @@ def kill_after(child: subprocess.Popen[str], run: RunDir, step: int, pause: floa
         time.sleep(0.02)
     time.sleep(pause)
     alive = child.poll() is None
-    child.send_signal(signal.SIGKILL)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        below = psutil.Process(child.pid).children(recursive=True)
+        child.send_signal(signal.SIGKILL)
+        _, left = psutil.wait_procs(below, timeout=LIMIT)  # a step more may be done until they are gone
+        assert not left
     child.communicate()
     return alive
 

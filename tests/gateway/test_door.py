@@ -23,6 +23,7 @@ import pytest
 
 from miyabi_llm.gateway import door
 from miyabi_llm.gateway.front import POSTS
+from miyabi_llm.gateway.values import Order
 from tests import clauded
 from tests.gateway.house import HELLO, House, environment, free_port, policy, running
 
@@ -270,7 +271,7 @@ def test_H7_H8_the_processes(tmp_path: Path, claude: clauded.Clauded) -> None:
             words = Path(f"/proc/{pid}/cmdline").read_bytes().decode()
             assert CANARY not in words
             assert key not in words
-        socket_file = next((tmp_path / "data").rglob("egress.sock"))
+        socket_file = Order.from_json(next((tmp_path / "data").rglob("order.json")).read_text()).socket
         assert stat.S_IMODE(os.stat(socket_file).st_mode) == 0o600
         assert stat.S_IMODE(os.stat(socket_file.parent).st_mode) == 0o700
         status_ = httpx.get(f"{url}/miyabi/status", headers={"x-api-key": key}, trust_env=False).text
