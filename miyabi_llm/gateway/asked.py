@@ -52,7 +52,7 @@ class Opened:
     """An answer that is to be passed on: whole in `data`, or begun with `data` and going on with `left` and `rest`.
 
     `left` came with the beginning and is not yet looked at. `broken` is set when what follows `data` is known already
-    to be an error.
+    to be an error. `passed` is set once the last event of a whole stream has gone to the client, who may leave then.
     """
 
     target: Target
@@ -66,6 +66,7 @@ class Opened:
     broken: Broken | None = None
     left: bytes = b""
     changes: tuple[str, ...] = ()
+    passed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ async def deliver(
         down.headers.setdefault("x-accel-buffering", "no")
         await down.prepare(request)
         await _write(down, opened.data)
+        opened.passed = opened.watch is not None and opened.watch.whole and not opened.left
         broken = opened.broken or await _pump(down, opened)
     finally:
         opened.rest.close()
@@ -69,6 +70,7 @@ async def _pump(down: web.StreamResponse, opened: Opened) -> Broken | None:
         fed = opened.watch.feed(data) if data else opened.watch.end()
         if fed.good:
             await _write(down, fed.good)
+        opened.passed = opened.watch.whole
         if fed.broken is not None or not data:
             return fed.broken
 

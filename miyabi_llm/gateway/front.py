@@ -109,7 +109,8 @@ class Front:
             try:
                 return await self._passing.answer(request, asked, course)
             except (asyncio.CancelledError, ConnectionError, Slow):
-                course.status = GONE
+                if not course.done:
+                    course.status = GONE
                 raise
             finally:
                 course.seconds = time.perf_counter() - begin

@@ -256,6 +256,22 @@ def test_G11_a_client_that_leaves_ends_the_work(claude: clauded.Clauded, alone: 
     assert rows[-1]["status"] == 499
 
 
+def test_a_client_that_leaves_with_the_last_event_had_its_answer(claude: clauded.Clauded, alone: House) -> None:
+    """SDKs close the connection when they saw the end of the answer, and do not wait for the end of the body."""
+    everything = b"".join(clauded.pieces())
+    claude.script = [f"silent={len(everything)}"]
+    with alone.http.stream("POST", "/v1/messages", json=HELLO | {"stream": True}) as answer:
+        got = b""
+        for data in answer.iter_raw():
+            got += data
+            if got == everything:
+                break
+    until = time.monotonic() + 10
+    while not (rows := alone.gateway.status.snapshot()["decisions"]) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert rows[-1]["status"] == 200
+
+
 def test_G11_at_a_local_server_too(local: openaid.Openaid) -> None:
     with running(policy(f"here local {local.url}", mode="local")) as house:
         with house.http.stream("POST", "/v1/chat/completions", json=CHAT | {"model": "slow", "stream": True}) as answer:
