@@ -82,7 +82,7 @@ LIMITS: Mapping[str, Limits] = {
     "Q8_0": Limits(0.50, 5e-3, 1.0),
     "Q6_K": Limits(0.75, 1.5e-2, 0.95),
     "Q5_K_M": Limits(1.00, 3e-2, 0.95),
-    "Q4_K_M": Limits(1.50, 0.1, 0.90),
+    "Q4_K_M": Limits(3.00, 0.1, 0.90),
 }
 WIDEST = Limits(3.0, 0.3, 0.80)
 NARROW = Limits(0.5, 1e-2, 0.95)  # of a trainer in 16-bit arithmetic

@@ -62,6 +62,14 @@ def free(
     raise MachineLimit(f"no free port from {start} to {start + tries - 1} on {host}", hint="Give one with --port.")
 
 
+def chosen(host: str = "127.0.0.1") -> int:
+    """A free port that the system picks: two callers at the same moment are given two."""
+    with socket.socket() as s:
+        s.bind((host, 0))
+        port: int = s.getsockname()[1]
+        return port
+
+
 def holder(port: int) -> str | None:
     """`name (pid N)` of the process that listens on `port`, where the system lets us see it."""
     import psutil

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 START_S = 300.0  # seconds to load a model
 ANSWER_S = 900.0  # a prompt of some hundred tokens on a processor that others use too
-FIRST_PORT = 18600  # away from where people start servers
 _IF_THERE = ("--offline", "--jinja", "--no-prefill-assistant")
 
 
@@ -105,7 +104,7 @@ def moment(model: Path, kitchen: Kitchen, ctx: int, adapters: Sequence[Adapter] 
     """
     import httpx
 
-    port, program, log = ports.free(start=FIRST_PORT), kitchen.program, kitchen.folder / "llama-server.log"
+    port, program, log = ports.chosen(), kitchen.program, kitchen.folder / "llama-server.log"
     argv = [*program.argv, "--model", str(model), "--host", "127.0.0.1", "--port", str(port), "--ctx-size", str(ctx)]
     argv += ["--lora", ",".join(str(a.path) for a in adapters)] if adapters else []
     argv += ["--threads", str(kitchen.threads)] if kitchen.threads else []  # as many slots as `serve` has: the default
